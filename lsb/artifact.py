@@ -1,13 +1,13 @@
 """Stages: pure functions from (inputs by content hash, config) to an output directory.
 
-Contract 2 of the design. A stage's directory is named by the hash of what determines its bytes. It is
-filled part by part under a temporary name and renamed when complete, so a directory with the final
-name is always whole. Killing a stage anywhere and running it again redoes only the unfinished parts
-and yields the same bytes; running a finished stage again only verifies it.
+Contract 2 of the design. A stage's directory is named by the hash of what determines its bytes. It
+is filled part by part under a temporary name and renamed when complete, so a directory with the
+final name is always whole. Killing a stage anywhere and running it again redoes only the unfinished
+parts and yields the same bytes; running a finished stage again only verifies it.
 
     <root>/embed-3f2a.../          a finished stage
-        manifest.json              format, version, stage, config, inputs, parts: files, hashes, counts
-        timing.json                seconds: the one file that differs between two equal runs
+        manifest.json              format, version, stage, config, inputs, parts: files, hashes,
+        counts timing.json                seconds: the one file that differs between two equal runs
         part-00000.npy ...
     <root>/embed-3f2a....partial/  the same stage, under way or killed
 """
@@ -98,11 +98,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path`, flush it to disk and rename: readers see all of it or none."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write beside `path`, flush to disk and rename: readers see all of it or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
+    with open(temporary, "wb") as stream:
+        stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
@@ -110,7 +110,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented, keys in the order given."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    write_bytes(path, text.encode("utf-8") + b"\n")
 
 
 def read_json(path: Path) -> Any:
@@ -122,7 +123,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StageError(f"{path} is not valid JSON ({error}): delete {path.parent} and run again") from error
+        raise StageError(
+            f"{path} is not valid JSON ({error}): delete {path.parent} and run again"
+        ) from error
 
 
 def run_stage(
@@ -195,11 +198,14 @@ def open_stage(path: Path, *, verify: bool = True, reused: bool = True) -> Stage
         StageError: it is absent, of another format or version, or a file is missing or altered.
     """
     if not (path / "manifest.json").is_file():
-        raise StageError(f"{path} has no manifest.json: it is not a finished stage; run the stage again")
+        raise StageError(
+            f"{path} has no manifest.json: it is not a finished stage; run the stage again"
+        )
     manifest = read_json(path / "manifest.json")
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise StageError(
-            f"{path} has format {manifest.get('format')!r} version {manifest.get('version')!r}, this "
+            f"{path} has format {manifest.get('format')!r} version {manifest.get('version')!r}, "
+            "this "
             f"release reads {FORMAT!r} version {VERSION}: delete the folder and run the stage again"
         )
     if verify:
@@ -211,11 +217,13 @@ def open_stage(path: Path, *, verify: bool = True, reused: bool = True) -> Stage
 
 def _verify_file(path: Path, recorded: Mapping[str, Any]) -> None:
     if not path.is_file():
-        raise StageError(f"{path} is missing: run the command that made it again, only this part is redone")
+        raise StageError(
+            f"{path} is missing: run the command that made it again, only this part is redone"
+        )
     if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
         raise StageError(
-            f"{path} is damaged (its sha256 is not the one in manifest.json): delete this file and run "
-            "again, only this part is redone"
+            f"{path} is damaged (its sha256 is not the one in manifest.json): delete this file "
+            "and run again, only this part is redone"
         )
 
 
@@ -239,8 +247,8 @@ def _remake(target: Path, parts: Sequence[Part], processes: int) -> None:
         for name in part.files:
             if file_sha256(work / name) != recorded[part.name]["files"][name]["sha256"]:
                 raise StageError(
-                    f"{target / name} was remade with other bytes than its manifest records (another "
-                    f"library version or machine?): delete {target} and run again"
+                    f"{target / name} was remade with other bytes than its manifest records "
+                    f"(another library version or machine?): delete {target} and run again"
                 )
             os.replace(work / name, target / name)
     shutil.rmtree(work)

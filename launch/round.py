@@ -1,0 +1,47 @@
+"""The whole round on one machine: `python -m launch.round experiment=<name>`.
+
+prepare -> cache -> (train -> evaluate -> embed -> expand -> label) x rounds -> train -> evaluate.
+Killed anywhere and started again it finishes with the same result. Writes runs/<name>/summary.json
+and report.png, and prints the same numbers.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from launch.compare import arm_settings, grow_arms, task_overrides
+from launch.controls import measure_controls
+from launch.growth import prepare_shared
+from launch.report import draw_report
+from launch.run_folder import RunFolder
+from launch.settings import Settings
+from launch.summary import print_summary, summarise
+from lsb.artifact import write_json
+from vlmae.config import command
+
+
+@command("round")
+def main(config: DictConfig) -> None:
+    """Run every stage that is not there yet, then report."""
+    console = Console()
+    settings = Settings.from_config(config)
+    arms = arm_settings(settings, task_overrides())
+    folder = RunFolder(settings.folder, settings.identity)
+    shared = prepare_shared(settings, folder, console.log)
+    rounds = grow_arms(arms, shared, folder, console.log)
+    controls = measure_controls(settings, shared, folder, console.log) if settings.controls else {}
+    summary = summarise(settings, rounds, controls, shared.seconds)
+    write_json(folder.path / "summary.json", summary)
+    draw_report(summary, folder.path / "report.png")
+    print_summary(summary, console)
+    made, reused = len(folder.made), len(folder.reused)
+    console.print(
+        f"{made + reused} stages: {made} made, {reused} reused. "
+        f"{folder.path}/summary.json, {folder.path}/report.png",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

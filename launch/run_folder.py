@@ -1,0 +1,92 @@
+"""A run's own folder: which config it is of, which stages it rests on, and what it found.
+
+    runs/demo/
+        run.json              format, version, name, config, stages (directory names)
+        <arm>/ledger.sqlite   labels and provenance of one arm
+        summary.json          the numbers of the table
+        report.png            the same as a plot
+
+`run.json` is what `launch.clean` reads: a stage that some run names is never deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lsb.artifact import Stage, fingerprint, read_json, write_json
+
+FORMAT = "vlmae-run"
+VERSION = 1
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: `runs/<name>`; made where it does not exist.
+        identity: what determines the run's results.
+
+    Raises:
+        ValueError: the folder belongs to a run of another configuration.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.made: set[str] = set()
+        self.reused: set[str] = set()
+        self._file = path / "run.json"
+        self._record: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": path.name,
+            "config": dict(identity),
+            "stages": [],
+        }
+        if self._file.is_file():
+            held = read_run(self._file)
+            if fingerprint(held["config"]) != fingerprint(identity):
+                changed = "; ".join(differences(held["config"], dict(identity))[:3])
+                raise ValueError(
+                    f"{path} holds a run of another configuration ({changed}): give this one "
+                    f"another name with name=<name>, or delete the old one: rm -r {path}"
+                )
+            self._record["stages"] = held["stages"]
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, self._record)
+
+    def use(self, stage: Stage) -> Stage:
+        """Record that the run rests on a stage, and whether it was made now or before."""
+        if stage.path.name not in self.made:
+            (self.reused if stage.reused else self.made).add(stage.path.name)
+        if stage.path.name not in self._record["stages"]:
+            self._record["stages"].append(stage.path.name)
+            write_json(self._file, self._record)
+        return stage
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """A run.json.
+
+    Raises:
+        ValueError: of another format or version.
+    """
+    record: dict[str, Any] = read_json(file)
+    if record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise ValueError(
+            f"{file} has format {record.get('format')!r} version {record.get('version')!r}, this "
+            f"release reads {FORMAT!r} version {VERSION}: rename or delete {file.parent}"
+        )
+    return record
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Leaves in which two configs differ, as "key: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            prefix = f"{path}.{key}" if path else str(key)
+            found += differences(old.get(key), new.get(key), prefix)
+        return found
+    return [] if old == new else [f"{path}: {old} -> {new}"]

@@ -1,0 +1,144 @@
+"""One composed config as typed settings: what every stage of a round is called with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig
+
+from lsb.acquisition.seeds import BroadeningConfig
+from lsb.expand import AcquisitionConfig, ExpandConfig
+from lsb.search.exact import SearchConfig
+from lsb.selection import SelectionConfig
+from lsb.threshold import ThresholdConfig
+from vlmae.config import as_dict
+from vlmae.data.prefix_cache import PrefixConfig
+from vlmae.data.prepare import TASKS, PrepareConfig
+from vlmae.evaluation import EvaluateConfig
+from vlmae.module import OptimizerConfig
+from vlmae.training import TrainConfig
+
+# Keys that say where and how fast, not what: a run may be continued with other values.
+NOT_IDENTITY = ("runs", "rounds", "arms", "controls")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a round needs.
+
+    Attributes:
+        name: of the run; its folder is `runs / name`.
+        runs: folder of runs and stages.
+        rounds: how often labels are added.
+        arm: preset of acquisition and broadening.
+        arms: presets compared with it at equal budgets.
+        controls: whether models without one modality are trained for comparison.
+        tasks: task names, in the order of the heads.
+        prepare: the data set.
+        vl: Hydra node of the vision-language backbone.
+        audio: Hydra node of the audio backbone.
+        prefix: decode policy and parallelism of the cache.
+        model: fusion, tasks and dropout, see `vlmae.checkpoint.build_model`.
+        task_weights: of the objective.
+        optimizer: its settings.
+        train: length, seed, device.
+        evaluate: metrics.
+        expand: acquisition, seeds, LT, search, selection.
+        oracle: noise and seed of the simulated annotator.
+        identity: the composed config without keys that do not change results.
+    """
+
+    name: str
+    runs: Path
+    rounds: int
+    arm: str
+    arms: tuple[str, ...]
+    controls: bool
+    tasks: tuple[str, ...]
+    prepare: PrepareConfig
+    vl: dict[str, Any]
+    audio: dict[str, Any]
+    prefix: PrefixConfig
+    model: dict[str, Any]
+    task_weights: dict[str, float]
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    expand: ExpandConfig
+    oracle: dict[str, Any]
+    identity: dict[str, Any]
+
+    @property
+    def stages(self) -> Path:
+        """Folder of all stages."""
+        return self.runs / "stages"
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.runs / self.name
+
+    @classmethod
+    def from_config(cls, config: DictConfig) -> Settings:
+        """Build and check.
+
+        Raises:
+            ValueError: a value is out of range or of the wrong kind; names the key.
+        """
+        values = cast(dict[str, Any], as_dict(config))
+        tasks = tuple(values["task"]["names"])
+        unknown = sorted(set(tasks) - set(TASKS))
+        if unknown:
+            raise ValueError(f"task.names has {unknown}, the data have {list(TASKS)}")
+        if values["rounds"] < 0:
+            raise ValueError(f"rounds is {values['rounds']}: give 0 or more")
+        if not str(values["name"]).replace("-", "_").isidentifier():
+            raise ValueError(f"name is {values['name']!r}: use letters, digits, - and _ only")
+        acquisition = values["acquisition"]
+        untold = sorted(set(acquisition["task_weights"]) - set(tasks))
+        if untold:
+            raise ValueError(
+                f"acquisition.task_weights names {untold}, the model has the tasks {list(tasks)}"
+            )
+        model = {"fusion": values["fusion"], "tasks": list(tasks), **values["model"]}
+        return cls(
+            name=values["name"],
+            runs=Path(values["runs"]),
+            rounds=values["rounds"],
+            arm=values["arm_name"],
+            arms=tuple(values["arms"]),
+            controls=values["controls"],
+            tasks=tasks,
+            prepare=PrepareConfig.from_mapping(values["data"]),
+            vl=values["vl"],
+            audio=values["audio"],
+            prefix=PrefixConfig(**values["prefix"]),
+            model=model,
+            task_weights=values["objective"]["weights"],
+            optimizer=OptimizerConfig(**values["optimizer"]),
+            train=TrainConfig(**values["trainer"]),
+            evaluate=EvaluateConfig(**values["evaluation"]),
+            expand=ExpandConfig(
+                acquisition=AcquisitionConfig(**acquisition),
+                broadening=BroadeningConfig(**values["broadening"]),
+                threshold=ThresholdConfig(**values["threshold"]),
+                search=SearchConfig(**values["search"]),
+                selection=SelectionConfig(**values["selection"]),
+            ),
+            oracle=values["oracle"],
+            identity=_identity(values),
+        )
+
+
+def _identity(values: dict[str, Any]) -> dict[str, Any]:
+    """What two runs under one name must share: no paths, no degree of parallelism."""
+    kept = {key: value for key, value in values.items() if key not in NOT_IDENTITY}
+    kept["data"] = {
+        key: value
+        for key, value in values["data"].items()
+        if key not in ("sources", "cache", "processes")
+    }
+    kept["prefix"] = {k: v for k, v in values["prefix"].items() if k != "processes"}
+    return kept

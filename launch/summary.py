@@ -1,0 +1,177 @@
+"""The numbers of a run: summary.json, and the same as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.growth import GrowthRound
+from launch.settings import Settings
+
+SYNTHETIC = "SYNTHETIC media made by a program"
+COMPOSED = "real media with composed labels"
+
+
+def summarise(
+    settings: Settings,
+    arms: Mapping[str, Sequence[GrowthRound]],
+    controls: Mapping[str, Mapping[str, Any]],
+    shared_seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """What summary.json holds.
+
+    Args:
+        settings: of the main arm.
+        arms: arm name -> its rounds; holds `settings.arm`.
+        controls: control name -> task -> metrics, or empty.
+        shared_seconds: seconds of the stages before the first round; they stand in round 0.
+    """
+    rounds = {
+        arm: [_round(entry, settings, shared_seconds) for entry in entries]
+        for arm, entries in arms.items()
+    }
+    return {
+        "experiment": settings.name,
+        "data": {
+            "name": settings.prepare.name,
+            "media": SYNTHETIC if settings.prepare.synthetic else COMPOSED,
+            "unseen_speakers": list(settings.prepare.unseen_speakers),
+        },
+        "seed": settings.train.seed,
+        "evidence": "demonstration: one seed; intervals are over test clips, not over seeds",
+        "target_precision": settings.evaluate.target_precision,
+        "arm": settings.arm,
+        "rounds": rounds[settings.arm],
+        "arms": {arm: {"rounds": entries} for arm, entries in rounds.items()},
+        "controls": {
+            name: {task: _task(metrics[task]) for task in settings.tasks}
+            for name, metrics in controls.items()
+        },
+    }
+
+
+def _round(
+    entry: GrowthRound, settings: Settings, shared_seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    seconds = {**(shared_seconds if entry.round == 0 else {}), **entry.seconds}
+    return {
+        "round": entry.round,
+        "labels": entry.labels,
+        "positives": sum(entry.positives.values()),
+        "tasks": {
+            task: {"positives": entry.positives[task], **_task(entry.metrics[task])}
+            for task in settings.tasks
+        },
+        "expansion": entry.counts,
+        "lookalike_threshold": entry.threshold,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+
+
+def _task(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat numbers with their intervals beside them."""
+    flat: dict[str, Any] = {}
+    for name in ("recall_at_p80", "average_precision"):
+        flat[name] = metrics[name]["value"]
+        flat[f"{name}_interval"] = [metrics[name]["low"], metrics[name]["high"]]
+    flat |= metrics["at_threshold"]
+    flat["test_clips"], flat["test_positives"] = metrics["clips"], metrics["positives"]
+    return flat
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Tables of the main arm, its seconds, the arms, and the controls."""
+    data = summary["data"]
+    console.print(f"\n{data['name']}: {data['media']}. {summary['evidence'].capitalize()}.")
+    console.print(_rounds_table(summary))
+    console.print(_seconds_table(summary))
+    if len(summary["arms"]) > 1:
+        console.print(_arms_table(summary))
+    if summary["controls"]:
+        console.print(_controls_table(summary))
+
+
+def _rounds_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title=f"{summary['experiment']}: arm {summary['arm']}")
+    for name in ("round", "labels", "task", "positives"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    percent = f"{100 * summary['target_precision']:.0f}"
+    for name in ("precision", "recall", f"R@P{percent} [95 %]", "AP [95 %]"):
+        table.add_column(name, justify="right")
+    for entry in summary["rounds"]:
+        for index, (task, metrics) in enumerate(entry["tasks"].items()):
+            table.add_row(
+                str(entry["round"]) if index == 0 else "",
+                str(entry["labels"]) if index == 0 else "",
+                task,
+                str(metrics["positives"]),
+                percentage(metrics["precision"]),
+                percentage(metrics["recall"]),
+                with_interval(metrics, "recall_at_p80"),
+                with_interval(metrics, "average_precision"),
+            )
+        table.add_section()
+    table.caption = (
+        "positives among the labels; precision and recall at the threshold chosen on gold labels; "
+        "all in % of the test split"
+    )
+    return table
+
+
+def _seconds_table(summary: Mapping[str, Any]) -> Table:
+    stages = list(dict.fromkeys(name for entry in summary["rounds"] for name in entry["seconds"]))
+    table = Table(title="seconds per stage, when it was made")
+    table.add_column("round", justify="right")
+    for stage in stages:
+        table.add_column(stage, justify="right")
+    for entry in summary["rounds"]:
+        cells = [entry["seconds"].get(stage) for stage in stages]
+        table.add_row(str(entry["round"]), *("" if s is None else f"{s:.1f}" for s in cells))
+    return table
+
+
+def _arms_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="arms at equal labels: R@P / AP in %, last round")
+    table.add_column("arm")
+    table.add_column("labels", justify="right")
+    table.add_column("positives", justify="right")
+    tasks = list(summary["rounds"][-1]["tasks"])
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for arm, entry in summary["arms"].items():
+        last = entry["rounds"][-1]
+        cells = (
+            f"{percentage(last['tasks'][task]['recall_at_p80'])} / "
+            f"{percentage(last['tasks'][task]['average_precision'])}"
+            for task in tasks
+        )
+        table.add_row(arm, str(last["labels"]), str(last["positives"]), *cells)
+    return table
+
+
+def _controls_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="what audio is worth: AP in % [95 %], labels of the last round")
+    table.add_column("model")
+    tasks = list(summary["rounds"][-1]["tasks"])
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for name, metrics in summary["controls"].items():
+        cells = (with_interval(metrics[task], "average_precision") for task in tasks)
+        table.add_row(name, *cells)
+    return table
+
+
+def percentage(value: float | None) -> str:
+    """A share in percent with one decimal; a dash where it is undefined."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def with_interval(metrics: Mapping[str, Any], name: str) -> str:
+    """Value and interval in percent."""
+    low, high = metrics[f"{name}_interval"]
+    if metrics[name] is None:
+        return "-"
+    return f"{percentage(metrics[name])} [{percentage(low)}, {percentage(high)}]"

@@ -1,0 +1,1 @@
+"""Which clips deserve attention: uncertainty, confident errors, chance, and seeds made of them."""

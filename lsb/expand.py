@@ -1,0 +1,259 @@
+"""One round of data growth as a pure function: acquisition, seeds, LT, search, selection.
+
+Source: Sun et al. 2025, Latent Space Broadening with a lookalike threshold, as we reconstruct it
+(docs/methods.md, section 1). Nothing is read but the arguments and nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lsb.acquisition.random import random_order
+from lsb.acquisition.seeds import (
+    BroadeningConfig,
+    choose_seeds,
+    hard_seeds,
+    pool_probabilities,
+)
+from lsb.acquisition.uncertainty import combined_entropy, normalised_weights
+from lsb.ids import IdArray, from_arrow, to_bytes
+from lsb.labelled import PROBABILITY, Labelled
+from lsb.order import descending, member
+from lsb.search.exact import HITS, Hits, SearchConfig, nearest, search
+from lsb.selection import SelectionConfig, select
+from lsb.store import Store
+from lsb.threshold import (
+    LookalikeThreshold,
+    ThresholdConfig,
+    calibrate,
+    fixed,
+    labelled_pairs,
+)
+
+ACQUISITIONS = ("entropy", "random")
+
+
+@dataclass(frozen=True)
+class AcquisitionConfig:
+    """The order in which the pool is asked where no seed brings a clip.
+
+    Attributes:
+        name: "entropy" or "random".
+        task_weights: task -> weight >= 0, for entropy, seeds, and calibration.
+        seed: of chance.
+    """
+
+    name: str = "entropy"
+    task_weights: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in ACQUISITIONS:
+            raise ValueError(
+                f"acquisition.name is {self.name!r}: use one of {', '.join(ACQUISITIONS)}"
+            )
+
+
+@dataclass(frozen=True)
+class ExpandConfig:
+    """All of one round. Fields are the config groups of the same names."""
+
+    acquisition: AcquisitionConfig = field(default_factory=AcquisitionConfig)
+    broadening: BroadeningConfig = field(default_factory=BroadeningConfig)
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a round asks for, and why.
+
+    Attributes:
+        candidates: schema `lsb.selection.CHOSEN`.
+        seeds: schema `lsb.acquisition.seeds.SEEDS`.
+        hits: schema `lsb.search.exact.HITS`.
+        dropped: schema `lsb.selection.DROPPED`.
+        threshold: LT, or None without broadening or without LT.
+        refusal: why calibration was refused, where a fallback was used instead.
+        counts: pool, excluded, seeds_<kind>, hits, asked_again, saturated, and those of
+            `lsb.selection.Selection`.
+    """
+
+    candidates: pa.Table
+    seeds: pa.Table
+    hits: pa.Table
+    dropped: pa.Table
+    threshold: LookalikeThreshold | None
+    refusal: str | None
+    counts: dict[str, int]
+
+
+def expand(
+    store: Store,
+    labelled: Labelled | None,
+    config: ExpandConfig,
+    *,
+    round: int,
+    exclude: IdArray,
+) -> Expansion:
+    """Choose the clips to annotate in one round.
+
+    Args:
+        store: the pool.
+        labelled: gold or held-out clips with out-of-sample predictions and vectors of the store's
+            kind; needed for confident errors and to calibrate LT. Never test data.
+        config: see `ExpandConfig`. `broadening` without seeds gives the plain acquisition arm.
+        round: number of the round; changes what chance draws.
+        exclude: ids that may not be chosen (all that are labelled, and test clips). The ids of
+            `labelled` are added.
+
+    Raises:
+        ValueError: LT cannot be calibrated and there is no fallback, or inputs do not fit.
+    """
+    if labelled is not None:
+        exclude = np.concatenate([exclude, labelled.ids])
+    exclude = np.unique(exclude)
+    weights = config.acquisition.task_weights
+    pool = _pool_rows(store, config)
+    ids = from_arrow(pool["id"])
+    order = _acquisition_order(pool, ids, config.acquisition, round)
+    seeds = choose_seeds(
+        pool,
+        labelled,
+        config.broadening,
+        task_weights=weights,
+        seed=config.acquisition.seed,
+        round=round,
+        exclude=exclude,
+    )
+    threshold, refusal = None, None
+    hits = Hits(HITS.empty_table(), 0, 0)
+    if seeds.num_rows:
+        threshold, refusal = _threshold(labelled, config)
+        seed_ids, vectors_QD = _seed_vectors(seeds, store, labelled)
+        hits = search(
+            seed_ids,
+            vectors_QD,
+            store,
+            config.search,
+            lookalike_threshold=None if threshold is None else threshold.value,
+            exclude=exclude,
+        )
+    selection = select(
+        seeds,
+        hits.table,
+        order,
+        store,
+        config.selection,
+        lookalike_threshold=threshold,
+        exclude=exclude,
+    )
+    counts = {"pool": len(ids), "excluded": int(member(ids, exclude).sum())}
+    kinds = seeds["kind"].to_pylist()
+    for kind in ("entropy", "confident_error", "random"):
+        counts[f"seeds_{kind}"] = kinds.count(kind)
+    counts |= {
+        "hits": hits.table.num_rows,
+        "asked_again": hits.asked_again,
+        "saturated": hits.saturated,
+    }
+    return Expansion(
+        candidates=selection.chosen,
+        seeds=seeds,
+        hits=hits.table,
+        dropped=selection.dropped,
+        threshold=threshold,
+        refusal=refusal,
+        counts=counts | selection.counts,
+    )
+
+
+def _pool_rows(store: Store, config: ExpandConfig) -> pa.Table:
+    """Only the columns that this round's acquisition reads."""
+    columns, weights = ["id", "key"], config.acquisition.task_weights
+    if config.acquisition.name == "entropy" or config.broadening.entropy:
+        columns += [PROBABILITY + task for task in normalised_weights(weights)]
+    return store.rows(columns)
+
+
+def _acquisition_order(
+    pool: pa.Table, ids: IdArray, config: AcquisitionConfig, round: int
+) -> IdArray:
+    if config.name == "random":
+        return random_order(ids, config.seed, round)
+    probabilities = pool_probabilities(pool, config.task_weights)
+    entropy_N, _, _ = combined_entropy(probabilities, config.task_weights, ids)
+    return ids[descending(entropy_N, ids)]
+
+
+def _threshold(
+    labelled: Labelled | None, config: ExpandConfig
+) -> tuple[LookalikeThreshold | None, str | None]:
+    """LT, and why a fallback had to be used."""
+    threshold = config.threshold
+    if threshold.mode == "none":
+        return None, None
+    if threshold.mode == "fixed":
+        return fixed(threshold.value), None
+    try:
+        return _calibrated(labelled, config), None
+    except ValueError as error:
+        if threshold.fallback is None:
+            raise
+        return LookalikeThreshold(threshold.fallback, mode="fallback"), str(error)
+
+
+def _calibrated(labelled: Labelled | None, config: ExpandConfig) -> LookalikeThreshold:
+    if labelled is None:
+        raise ValueError(
+            "threshold.mode is 'calibrated' but there are no labelled clips: give some, or set "
+            "threshold.mode=fixed"
+        )
+    threshold = config.threshold
+    seeds = hard_seeds(labelled, config.acquisition.task_weights, threshold.band)
+    rows = np.flatnonzero(member(labelled.ids, np.unique(from_arrow(seeds["id"]))))
+    hits = nearest(
+        labelled.ids[rows],
+        labelled.vectors[rows],
+        lambda: [(labelled.ids, labelled.vectors)],
+        SearchConfig(threshold.neighbours, threshold.neighbours),
+        lookalike_threshold=None,
+        exclude=labelled.ids[:0],
+    )
+    pairs = labelled_pairs(
+        hits.table, seeds, labelled, lookalike=threshold.lookalike, band=threshold.band
+    )
+    return calibrate(
+        pairs.similarity,
+        pairs.lookalike,
+        threshold.target,
+        pairs.seed,
+        confidence=threshold.confidence,
+        minimum_pairs=threshold.minimum_pairs,
+    )
+
+
+def _seed_vectors(
+    seeds: pa.Table, store: Store, labelled: Labelled | None
+) -> tuple[IdArray, npt.NDArray[np.float32]]:
+    """Each seed once: ids (Q,) and vectors (Q, D), of labelled clips and of pool clips."""
+    ids = np.unique(from_arrow(seeds["id"]))
+    vectors_QD = np.empty((len(ids), store.dimension), dtype=np.float32)
+    gold = np.zeros(len(ids), dtype=np.bool_)
+    if labelled is not None:
+        if labelled.vectors.shape[1] != store.dimension:
+            raise ValueError(
+                f"labelled clips have vectors of dimension {labelled.vectors.shape[1]}, store "
+                f"{store.path} of {store.dimension}: embed both with the same checkpoint"
+            )
+        row = {name: index for index, name in enumerate(to_bytes(labelled.ids))}
+        gold = np.asarray([name in row for name in to_bytes(ids)], dtype=np.bool_)
+        vectors_QD[gold] = labelled.vectors[[row[name] for name in to_bytes(ids[gold])]]
+    vectors_QD[~gold] = store.vectors(ids[~gold])
+    return ids, vectors_QD

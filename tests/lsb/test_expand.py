@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lsb.acquisition.seeds import BroadeningConfig
+from lsb.expand import AcquisitionConfig, ExpandConfig, Expansion, expand
+from lsb.ids import sample_ids
+from lsb.labelled import Labelled
+from lsb.search.exact import SearchConfig
+from lsb.selection import SelectionConfig
+from lsb.store import Store
+from lsb.threshold import ThresholdConfig
+
+Make = Callable[..., Store]
+NONE = sample_ids([])
+DIMENSION = 16
+
+
+class World:
+    """Clusters of clips; the model is confidently wrong on cluster 0 and unsure on cluster 1."""
+
+    def __init__(self, pool: int = 300, gold: int = 120):
+        random = np.random.default_rng(0)
+        self.centres = np.linalg.qr(random.normal(size=(DIMENSION, DIMENSION)))[0][:6]
+
+        def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+            cluster = np.arange(count) % 6
+            x = self.centres[cluster] + 0.05 * random.normal(size=(count, DIMENSION))
+            x /= np.linalg.norm(x, axis=1, keepdims=True)
+            return cluster, x.astype(np.float32)
+
+        self.cluster, self.vectors = draw(pool)
+        self.keys = [f"pool-{index}" for index in range(pool)]
+        probability = np.select([self.cluster == 0, self.cluster == 1], [0.02, 0.5], 0.1)
+        self.probability = probability + 1e-3 * random.random(pool)
+        gold_cluster, gold_vectors = draw(gold)
+        gold_keys = [f"gold-{index}" for index in range(gold)]
+        self.labelled = Labelled(
+            ids=sample_ids(gold_keys),
+            keys=gold_keys,
+            vectors=gold_vectors,
+            labels={"policy": (gold_cluster < 2).astype(np.int8)},
+            probabilities={
+                "policy": np.select([gold_cluster == 0, gold_cluster == 1], [0.02, 0.9], 0.1)
+            },
+            operating_thresholds={"policy": 0.5},
+        )
+
+    def store(self, make_store: Make, **options: object) -> Store:
+        columns = {"probability_policy": self.probability}
+        return make_store(self.vectors, self.keys, columns, **options)
+
+    def cluster_of(self, expansion: Expansion) -> list[int]:
+        return [
+            int(self.cluster[self.keys.index(k)]) for k in expansion.candidates["key"].to_pylist()
+        ]
+
+
+WORLD = World()
+CONFIG = ExpandConfig(
+    acquisition=AcquisitionConfig("entropy", {"policy": 1.0}),
+    broadening=BroadeningConfig(entropy=5, confident_error=5, confidence=0.9),
+    threshold=ThresholdConfig(mode="calibrated", target=0.7),
+    search=SearchConfig(8, 100, 50),
+    selection=SelectionConfig(budget=45, per_seed_cap=4),
+)
+
+
+def run(store: Store, config: ExpandConfig = CONFIG, **options: object) -> Expansion:
+    settings: dict[str, object] = {"round": 1, "exclude": NONE}
+    return expand(store, WORLD.labelled, config, **(settings | options))  # type: ignore[arg-type]
+
+
+def test_broadening_reaches_the_confident_errors_that_entropy_cannot_see(
+    make_store: Make,
+) -> None:
+    store = WORLD.store(make_store, parts=3)
+    broad = run(store)
+    plain = run(store, dataclasses.replace(CONFIG, broadening=BroadeningConfig(0, 0, 0)))
+    assert WORLD.cluster_of(plain).count(0) == 0
+    assert set(plain.candidates["reason"].to_pylist()) == {"acquisition"}
+    assert (plain.threshold, plain.seeds.num_rows, plain.hits.num_rows) == (None, 0, 0)
+    assert WORLD.cluster_of(broad).count(0) == 20  # 5 seeds, cap 4
+    assert broad.threshold is not None
+    assert broad.threshold.mode == "calibrated"
+    assert broad.threshold.precision is not None
+    assert broad.threshold.precision >= 0.7
+    assert 0.5 < broad.threshold.value < 1
+    assert broad.counts["seeds_confident_error"] == broad.counts["seeds_entropy"] == 5
+    assert broad.counts["chosen"] == 45
+    assert broad.counts["pool"] == 300
+    assert broad.counts["asked_again"] == 10
+    assert broad.hits.num_rows == broad.counts["hits"]
+    lookalike = [r for r in broad.candidates.to_pylist() if r["reason"] == "lookalike"]
+    assert all(r["similarity"] >= r["lookalike_threshold"] for r in lookalike)
+
+
+def test_result_does_not_depend_on_how_the_pool_is_cut(make_store: Make) -> None:
+    one = run(WORLD.store(make_store))
+    many = run(WORLD.store(make_store, parts=7, order=[3, 1, 0, 2, 6, 5, 4], shuffle=4))
+    for name in ("candidates", "seeds", "hits", "dropped"):
+        assert getattr(one, name).equals(getattr(many, name))
+    assert (one.threshold, one.counts) == (many.threshold, many.counts)
+
+
+def test_labelled_clips_are_not_asked_for_again(make_store: Make) -> None:
+    store = WORLD.store(make_store)
+    first = run(store)
+    done = sample_ids(first.candidates["key"].to_pylist())
+    second = run(store, exclude=done, round=2)
+    assert not set(second.candidates["key"].to_pylist()) & set(first.candidates["key"].to_pylist())
+    assert second.counts["excluded"] == 45
+    # Gold clips that are in the pool are seeds there, never candidates.
+    inside = dataclasses.replace(
+        WORLD.labelled, ids=sample_ids(WORLD.keys[:120]), keys=WORLD.keys[:120]
+    )
+    third = expand(store, inside, CONFIG, round=1, exclude=NONE)
+    assert not set(third.candidates["key"].to_pylist()) & set(WORLD.keys[:120])
+
+
+def test_random_arm_needs_neither_probabilities_nor_labels(make_store: Make) -> None:
+    store = make_store(WORLD.vectors, WORLD.keys, kind="pooled")
+    config = ExpandConfig(
+        acquisition=AcquisitionConfig("random", seed=5),
+        broadening=BroadeningConfig(0, 0, 0),
+        selection=SelectionConfig(budget=30),
+    )
+    one, two = (expand(store, None, config, round=r, exclude=NONE) for r in (1, 2))
+    assert one.counts["acquisition"] == 30
+    assert one.candidates["key"].to_pylist() != two.candidates["key"].to_pylist()
+    # Random seeds without LT: the arm that separates "neighbours" from "which seeds".
+    around = dataclasses.replace(
+        config,
+        broadening=BroadeningConfig(0, 0, random=4),
+        threshold=ThresholdConfig(mode="none"),
+        search=SearchConfig(5, 5),
+    )
+    broad = expand(store, None, around, round=1, exclude=NONE)
+    assert (broad.counts["seeds_random"], broad.counts["hits"], broad.threshold) == (4, 20, None)
+    assert broad.counts["saturated"] == 0
+
+
+def test_threshold_sources(make_store: Make) -> None:
+    store = WORLD.store(make_store)
+
+    def with_threshold(**fields: object) -> ExpandConfig:
+        return dataclasses.replace(CONFIG, threshold=ThresholdConfig(**fields))  # type: ignore[arg-type]
+
+    fixed = run(store, with_threshold(mode="fixed", value=0.9))
+    assert fixed.threshold is not None
+    assert (fixed.threshold.value, fixed.threshold.mode) == (0.9, "fixed")
+    assert min(fixed.hits["similarity"].to_pylist()) >= 0.9
+    with pytest.raises(ValueError, match=r"no similarity has lookalike precision >= 0\.999"):
+        run(store, with_threshold(target=0.999))
+    fallen = run(store, with_threshold(target=0.999, fallback=0.95))
+    assert fallen.threshold is not None
+    assert (fallen.threshold.value, fallen.threshold.mode) == (0.95, "fallback")
+    assert fallen.refusal is not None
+    assert "best lower bound" in fallen.refusal
+    only_entropy = dataclasses.replace(CONFIG, broadening=BroadeningConfig(5, 0))
+    with pytest.raises(ValueError, match="'calibrated' but there are no labelled clips"):
+        expand(store, None, only_entropy, round=1, exclude=NONE)
+
+
+def test_inputs_that_do_not_fit_are_refused(
+    make_store: Make, unit: Callable[..., np.ndarray]
+) -> None:
+    scores = {"probability_policy": np.full(20, 0.5)}
+    narrow = make_store(unit(20, 4), [f"n{i}" for i in range(20)], scores)
+    with pytest.raises(ValueError, match=r"vectors of dimension 16, store .* of 4"):
+        run(narrow)
+    with pytest.raises(ValueError, match=r"acquisition\.name is 'margin'"):
+        AcquisitionConfig("margin")
+    bare = make_store(WORLD.vectors, WORLD.keys)
+    with pytest.raises(ValueError, match="no column 'probability_policy'"):
+        run(bare)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from lsb.annotate import annotation_table
+from lsb.ids import sample_id
+from lsb.ledger import Ledger, Round
+from lsb.selection import CHOSEN
+from lsb.why import main
+
+
+def candidate(key: str, seed: str | None) -> pa.Table:
+    row = {
+        "id": sample_id(key),
+        "key": key,
+        "seed_id": sample_id(seed) if seed else None,
+        "seed_key": seed,
+        "kind": "confident_error" if seed else None,
+        "task": "policy" if seed else None,
+        "similarity": 0.875 if seed else None,
+        "lookalike_threshold": 0.7125 if seed else None,
+        "rank": 1,
+        "reason": "lookalike" if seed else "fill",
+    }
+    return pa.Table.from_pylist([row], schema=CHOSEN)
+
+
+def fill(path: Path, links: list[tuple[str, str | None]]) -> None:
+    """One round for each (clip, seed)."""
+    with Ledger.open(path) as ledger:
+        for number, (key, seed) in enumerate(links):
+            label = annotation_table(
+                [sample_id(key)],
+                [key],
+                ["policy"],
+                [1],
+                source="oracle",
+                labeller="oracle:noise=0.0",
+            )
+            ledger.record_round(
+                Round(number, "lsb_lt", f"checkpoint{number}", f"store{number}", 0.7125, 0.8, 300),
+                candidate(key, seed),
+                label,
+                labelled_at=datetime(2026, 3, 4, 5, 6, number, tzinfo=UTC),
+            )
+
+
+def test_prints_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "l.sqlite"
+    fill(path, [("pool/[b]1", "gold-1"), ("pool/2", "pool/[b]1")])
+    assert main(["pool/2", "--ledger", str(path)]) == 0
+    output = capsys.readouterr().out
+    lines = output.splitlines()
+    second = next(line for line in lines if "│ pool/2 " in line)
+    first = next(line for line in lines if "  from pool/[b]1" in line)
+    gold = next(line for line in lines if "from gold-1" in line)
+    assert lines.index(second) < lines.index(first) < lines.index(gold)
+    for word in ("lsb_lt", "lookalike", "0.8750", "0.7125", "checkpoint1", "store1"):
+        assert word in second
+    assert "checkpoint0" in first
+    joined = "".join(output.split())
+    assert "confident_error" in joined
+    assert "oraclebyoracle:noise=0.0" in joined
+    assert "2026-03-04T05:06:01+00:00" in joined
+
+
+def test_cycles_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "l.sqlite"
+    fill(path, [("a", "b"), ("b", "a"), ("c", "c")])
+    assert main(["a", "--ledger", str(path)]) == 0
+    assert main(["c", "--ledger", str(path)]) == 0
+    assert capsys.readouterr().out.count("from ") == 1
+
+
+def test_finds_ledgers_newest_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMAE_RUNS", str(tmp_path))
+    for age, name in enumerate(("new", "old", "other")):
+        path = tmp_path / "exp" / name / "ledger.sqlite"
+        fill(path, [("elsewhere" if name == "other" else "clip", None)])
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert main(["clip"]) == 0
+    output = capsys.readouterr().out
+    assert 0 <= output.index("exp/new/ledger") < output.index("exp/old/ledger")
+    assert "exp/other" not in output
+
+
+def test_unknown_clip_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "l.sqlite"
+    fill(path, [("clip-0001", None), ("clip-0002", None), ("zzz", None)])
+    assert main(["clip-001", "--ledger", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert "unknown clip 'clip-001'" in captured.err
+    assert "did you mean clip-0001" in captured.err
+    assert main(["ωω", "--ledger", str(path)]) == 2
+    assert "no key is near it" in capsys.readouterr().err
+
+
+def test_no_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMAE_RUNS", str(tmp_path / "none"))
+    assert main(["a"]) == 2
+    assert "run a round or give --ledger PATH" in capsys.readouterr().err
+    assert main(["a", "--ledger", str(tmp_path / "absent")]) == 2
+    assert "does not exist" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""From clips to batches: prepare, decode, the frozen-prefix cache, training sets."""

@@ -1,0 +1,131 @@
+"""The evaluation stage: R@P, average precision and the chosen threshold, with intervals."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from lsb.artifact import Counts, Part, Stage, read_json, run_stage, write_json
+from vlmae.checkpoint import load_checkpoint
+from vlmae.data.labels import label_matrix, labels_fingerprint
+from vlmae.data.prefix_cache import PrefixCache
+from vlmae.metrics import bootstrap, operating_point
+from vlmae.prediction import predict
+from vlmae.training import CHECKPOINT, cached, prediction_columns
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured.
+
+    Attributes:
+        target_precision: of R@P.
+        resamples: bootstrap resamples of the test clips.
+        seed: of the resamples and of the audio shuffle.
+        inputs: as in `TrainConfig.inputs`; "shuffled_audio" on a model trained with both is the
+            control for whether it uses the clip's own sound.
+        threads: torch threads on CPU.
+    """
+
+    target_precision: float
+    resamples: int
+    seed: int
+    inputs: str
+    threads: int
+
+
+def evaluate(
+    root: Path, cache: PrefixCache, trained: Stage, *, test: pa.Table, config: EvaluateConfig
+) -> Stage:
+    """Measure a checkpoint on labelled clips, or reuse an equal measurement.
+
+    Args:
+        root: folder of all stages.
+        cache: tokens of all clips.
+        trained: a finished `train` stage.
+        test: label table (`vlmae.data.labels`) of clips that no training saw.
+        config: metrics and controls.
+
+    Returns:
+        A stage with metrics.json (read it with `read_metrics`) and predictions.parquet.
+    """
+    tasks = list(trained.manifest["config"]["model"]["tasks"])
+    return run_stage(
+        root,
+        "evaluate",
+        config=asdict(config),
+        inputs={
+            "cache": cache.stage.content,
+            "train": trained.content,
+            "test": labels_fingerprint(test, tasks),
+        },
+        parts=[
+            Part(
+                "metrics",
+                ("metrics.json", "predictions.parquet"),
+                partial(_measure, cache, trained.path / CHECKPOINT, test, config),
+            )
+        ],
+    )
+
+
+def read_metrics(evaluated: Stage) -> dict[str, dict[str, Any]]:
+    """Task -> clips, positives, recall_at_p80, average_precision, at_threshold."""
+    metrics: dict[str, dict[str, Any]] = read_json(evaluated.path / "metrics.json")
+    return metrics
+
+
+def _measure(
+    cache: PrefixCache, path: Path, test: pa.Table, config: EvaluateConfig, output: Path
+) -> Counts:
+    torch.set_num_threads(config.threads)
+    checkpoint = load_checkpoint(path, cache.identities)
+    asked = test.num_rows
+    test, rows = cached(test, cache)
+    predictions = predict(checkpoint.model, cache, rows, inputs=config.inputs, seed=config.seed)
+    tasks = checkpoint.model.tasks
+    labels = label_matrix(test, tasks)
+    metrics = {
+        task: _task_metrics(
+            predictions.probability[:, column],
+            labels[:, column],
+            checkpoint.thresholds[task],
+            config,
+        )
+        for column, task in enumerate(tasks)
+    }
+    write_json(output / "metrics.json", metrics)
+    pq.write_table(prediction_columns(test, tasks, predictions), output / "predictions.parquet")
+    return {"clips": len(rows), "clips skipped": asked - len(rows)}
+
+
+def _task_metrics(
+    scores: np.ndarray[Any, Any],
+    labels: np.ndarray[Any, Any],
+    threshold: float,
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    present = labels >= 0
+    scores, truth = scores[present].astype(np.float64), labels[present] == 1
+    options: dict[str, Any] = {
+        "target": config.target_precision,
+        "resamples": config.resamples,
+        "seed": config.seed,
+    }
+    point = operating_point(scores, truth, threshold)
+    return {
+        "clips": int(present.sum()),
+        "positives": int(truth.sum()),
+        "recall_at_p80": bootstrap("recall_at_precision", scores, truth, **options).as_dict(),
+        "average_precision": bootstrap("average_precision", scores, truth, **options).as_dict(),
+        "at_threshold": {
+            name: None if np.isnan(value) else value for name, value in asdict(point).items()
+        },
+    }

@@ -1,0 +1,176 @@
+"""Recall at a precision and average precision, exact, with bootstrap intervals.
+
+R@P80 is the headline metric of Sun et al. 2025: the largest recall over thresholds whose precision
+is at least 80 %, 0 if there is none. Equal scores share a threshold: a cut cannot separate them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with a percentile bootstrap interval over clips; both NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float | None]:
+        """JSON has no NaN: undefined values are null."""
+        pairs = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if np.isnan(number) else number for name, number in pairs.items()}
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold, and the precision and recall that `score >= threshold` has on some data."""
+
+    threshold: float
+    precision: float
+    recall: float
+
+
+def recall_at_precision(scores: FloatArray, labels: BoolArray, target: float) -> float:
+    """Largest recall over thresholds whose precision is at least `target`; 0.0 if none has it.
+
+    Args:
+        scores: (N,) higher means more positive.
+        labels: (N,) bool.
+        target: precision in (0, 1].
+
+    Returns:
+        NaN if there is no positive.
+    """
+    _check(scores, labels)
+    weights = np.ones((1, len(scores)))
+    return float(_recall_at_precision(scores, labels, weights, target)[0])
+
+
+def average_precision(scores: FloatArray, labels: BoolArray) -> float:
+    """Sum over thresholds of precision times the gain in recall; NaN if there is no positive."""
+    _check(scores, labels)
+    return float(_average_precision(scores, labels, np.ones((1, len(scores))))[0])
+
+
+def bootstrap(
+    metric: str,
+    scores: FloatArray,
+    labels: BoolArray,
+    *,
+    target: float,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Interval:
+    """A metric on the sample and its percentile interval over resampled clips.
+
+    Args:
+        metric: "recall_at_precision" or "average_precision".
+        scores: (N,) float.
+        labels: (N,) bool.
+        target: precision, for "recall_at_precision".
+        resamples: how often N clips are drawn with replacement.
+        seed: of the draws.
+        level: mass inside the interval.
+    """
+    _check(scores, labels)
+    count = len(scores)
+    generator = np.random.default_rng(seed)
+    weights = np.ones((resamples + 1, count))
+    weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    if metric == "recall_at_precision":
+        values = _recall_at_precision(scores, labels, weights, target)
+    elif metric == "average_precision":
+        values = _average_precision(scores, labels, weights)
+    else:
+        raise ValueError(
+            f"metric must be 'recall_at_precision' or 'average_precision', got {metric!r}"
+        )
+    drawn = values[1:][~np.isnan(values[1:])]
+    if np.isnan(values[0]) or drawn.size == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values[0]), float(low), float(high))
+
+
+def choose_threshold(scores: FloatArray, labels: BoolArray, target: float) -> float:
+    """The lowest score cut that keeps precision at `target` on validation data with the most
+    recall.
+
+    Where no cut reaches the target, the cut of highest precision, so that a model is never without
+    an operating point; what it gives is reported beside it. 0.5 where there is no positive.
+    """
+    _check(scores, labels)
+    if not labels.any():
+        return 0.5
+    cuts, precision, recall = _curve(scores, labels, np.ones((1, len(scores))))
+    reached = precision[0] >= target
+    if reached.any():
+        best = int(np.flatnonzero(reached)[np.argmax(recall[0][reached])])
+    else:
+        best = int(np.argmax(precision[0]))
+    return float(cuts[best])
+
+
+def operating_point(scores: FloatArray, labels: BoolArray, threshold: float) -> OperatingPoint:
+    """Precision and recall of `scores >= threshold`; precision is NaN if nothing is called."""
+    _check(scores, labels)
+    called = scores >= threshold
+    hits = int((called & labels).sum())
+    return OperatingPoint(
+        threshold,
+        hits / int(called.sum()) if called.any() else float("nan"),
+        hits / int(labels.sum()) if labels.any() else float("nan"),
+    )
+
+
+def _check(scores: FloatArray, labels: BoolArray) -> None:
+    if scores.shape != labels.shape or scores.ndim != 1:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must be (N,) each")
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN")
+
+
+def _curve(
+    scores: FloatArray, labels: BoolArray, weights_RN: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Distinct scores descending (T,), precision (R, T) and recall (R, T) of `score >= cut`."""
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    last_of_cut = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    weights = weights_RN[:, order]
+    called = np.cumsum(weights, axis=1)[:, last_of_cut]
+    hits = np.cumsum(weights * labels[order], axis=1)[:, last_of_cut]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(called > 0, hits / called, 0.0)
+        recall = hits / hits[:, -1:]
+    return ordered[last_of_cut], precision, recall
+
+
+def _recall_at_precision(
+    scores: FloatArray, labels: BoolArray, weights_RN: FloatArray, target: float
+) -> FloatArray:
+    if not 0 < target <= 1:
+        raise ValueError(f"the target precision must be in (0, 1], got {target}")
+    if scores.size == 0:
+        return np.full(len(weights_RN), np.nan)
+    _, precision, recall = _curve(scores, labels, weights_RN)
+    best: FloatArray = np.where(precision >= target, recall, 0.0).max(axis=1)
+    return np.where(np.isnan(recall[:, -1]), np.nan, best)
+
+
+def _average_precision(scores: FloatArray, labels: BoolArray, weights_RN: FloatArray) -> FloatArray:
+    if scores.size == 0:
+        return np.full(len(weights_RN), np.nan)
+    _, precision, recall = _curve(scores, labels, weights_RN)
+    gains = np.diff(recall, axis=1, prepend=0.0)
+    total: FloatArray = (precision * gains).sum(axis=1)
+    return total

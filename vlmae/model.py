@@ -1,0 +1,141 @@
+"""VLMAE: frozen towers, projections into one width, fusion in the middle, an MLP head a task.
+
+Source: Sun et al. 2025 (arXiv 2503.17551) for the shape (pre-trained VL and audio models, learnable
+attention between them, an MLP that decides); sizes and losses are our reconstruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlmae.fusion import Fusion
+from vlmae.tokens import Tokens, concatenate
+
+TOWERS = ("vl", "audio")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the model says of a batch.
+
+    Attributes:
+        logits: (B, K) of the fused model, one column a task.
+        vl_logits: (B, K) of the head that sees vision and language only.
+        audio_logits: (B, K) of the head that sees audio only.
+        embedding: (B, D) fused penultimate vector, not normalised.
+    """
+
+    logits: Tensor
+    vl_logits: Tensor
+    audio_logits: Tensor
+    embedding: Tensor
+
+
+class VlmaeModel(nn.Module):
+    """The trainable part: from frozen tokens to logits.
+
+    Args:
+        streams: tower ("vl", "audio") -> stream name -> width of its frozen tokens.
+        fusion: a variant; its `width` is the width of the whole model.
+        tasks: one binary head each.
+        dropout: on projected tokens and in the heads, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Mapping[str, int]],
+        fusion: Fusion,
+        tasks: Sequence[str],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if sorted(streams) != sorted(TOWERS):
+            raise ValueError(f"streams must be given for {TOWERS}, got {sorted(streams)}")
+        if not tasks:
+            raise ValueError("tasks is empty: name at least one task")
+        self.streams = {tower: dict(streams[tower]) for tower in TOWERS}
+        self.tasks = list(tasks)
+        self.fusion = fusion
+        width = fusion.width
+        self.project = nn.ModuleDict(
+            {
+                name: _Projection(stream_width, width, dropout)
+                for tower in TOWERS
+                for name, stream_width in self.streams[tower].items()
+            }
+        )
+        self.vl_head = _Heads(width, len(tasks), dropout)
+        self.audio_head = _Heads(width, len(tasks), dropout)
+        if not fusion.averages_heads:
+            self.heads = _Heads(width, len(tasks), dropout)
+
+    def forward(self, streams: Mapping[str, Tokens]) -> Output:
+        """Logits of one batch.
+
+        Args:
+            streams: stream name -> frozen tokens (B, T, width of the stream).
+        """
+        vl, audio = (
+            concatenate([self.project[name](streams[name]) for name in self.streams[tower]])
+            for tower in TOWERS
+        )
+        fused = self.fusion(vl, audio)
+        vl_mean, audio_mean = vl.mean(), audio.mean()
+        if self.fusion.averages_heads:
+            vl_logits, audio_logits = self.vl_head(vl_mean), self.audio_head(audio_mean)
+            logits = _mean_of_present(vl_logits, vl.present, audio_logits, audio.present)
+        else:
+            vl_logits = self.vl_head(vl_mean.detach())
+            audio_logits = self.audio_head(audio_mean.detach())
+            logits = self.heads(fused.embedding)
+        return Output(logits, vl_logits, audio_logits, fused.embedding)
+
+    def trainable_parameters(self) -> dict[str, int]:
+        """Count of trainable parameters by part."""
+        counts: dict[str, int] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                part = name.split(".")[0]
+                counts[part] = counts.get(part, 0) + parameter.numel()
+        return counts
+
+
+class _Projection(nn.Module):
+    """Frozen tokens of one stream to the model's width, marked with the stream they came from."""
+
+    def __init__(self, stream_width: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(stream_width)
+        self.linear = nn.Linear(stream_width, width)
+        self.stream = nn.Parameter(torch.zeros(width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        values = self.linear(self.norm(tokens.values)) + self.stream
+        return Tokens(self.dropout(values), tokens.mask)
+
+
+class _Heads(nn.Module):
+    """An MLP for every task on a shared vector: (B, D) to (B, K)."""
+
+    def __init__(self, width: int, tasks: int, dropout: float) -> None:
+        super().__init__()
+        self.tasks = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1)
+            )
+            for _ in range(tasks)
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return torch.cat([head(embedding) for head in self.tasks], dim=-1)
+
+
+def _mean_of_present(a: Tensor, a_present: Tensor, b: Tensor, b_present: Tensor) -> Tensor:
+    """Mean of two logits where both modalities are there, else the one that is; 0 if neither."""
+    weight_a, weight_b = a_present[:, None].to(a.dtype), b_present[:, None].to(b.dtype)
+    return (a * weight_a + b * weight_b) / (weight_a + weight_b).clamp_min(1.0)

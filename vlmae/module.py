@@ -1,0 +1,123 @@
+"""The LightningModule: frozen towers, the trainable model, the objective and the optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from vlmae.data.batches import Batch
+from vlmae.data.decode import Clip
+from vlmae.model import Output, VlmaeModel
+from vlmae.objectives import MultiTaskBinary
+from vlmae.tokens import Tokens, pad
+from vlmae.towers import Towers
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay.
+
+    Attributes:
+        learning_rate: peak.
+        weight_decay: decoupled, on matrices only.
+        warmup: share of all steps, in [0, 1).
+        clip_norm: gradient norm limit.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    warmup: float
+    clip_norm: float
+
+
+class VlmaeModule(LightningModule):
+    """Trains on cached tokens; with `towers` it also reads decoded clips.
+
+    Args:
+        model: the trainable part.
+        objective: loss over (B, K) logits and labels.
+        optimizer: its settings.
+        towers: the frozen backbones, for the live path; not needed on cached tokens.
+    """
+
+    def __init__(
+        self,
+        model: VlmaeModel,
+        objective: MultiTaskBinary,
+        optimizer: OptimizerConfig,
+        towers: Towers | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.objective, self.optimizer_config = model, objective, optimizer
+        self.towers = towers
+
+    def forward(self, streams: Mapping[str, Tokens]) -> Output:
+        """Logits of frozen tokens, stream name -> (B, T, width)."""
+        output: Output = self.model(streams)
+        return output
+
+    def encode(self, clips: Sequence[Clip]) -> dict[str, Tokens]:
+        """Frozen tokens of decoded clips, on the module's device.
+
+        Raises:
+            ValueError: the module was built without towers.
+        """
+        if self.towers is None:
+            raise ValueError("this module has no towers: give `towers` to read decoded clips")
+        widths = {k: w for streams in self.towers.streams.values() for k, w in streams.items()}
+        tokens = self.towers.prefix(clips)
+        return {name: pad(tokens[name], width).to(self.device) for name, width in widths.items()}
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Loss of the fused logits plus that of both unimodal heads.
+
+        The unimodal heads' inputs are detached (contract 10), so their loss does not move the rest,
+        except under late fusion, where they are the model.
+        """
+        output = self(batch.streams)
+        loss: Tensor = self.objective(output.logits, batch.labels)
+        auxiliary = self.objective(output.vl_logits, batch.labels) + self.objective(
+            output.audio_logits, batch.labels
+        )
+        self.log(
+            "loss",
+            loss.detach(),
+            prog_bar=True,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch.labels),
+        )
+        total: Tensor = loss + auxiliary
+        return total
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Lightning moves only containers that it knows."""
+        return batch.to(device)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW over the trainable parameters; the schedule counts steps."""
+        config = self.optimizer_config
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = int(config.warmup * total)
+
+        def scale(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

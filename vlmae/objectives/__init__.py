@@ -1,0 +1,5 @@
+"""Losses over several tasks, of which any clip may lack labels."""
+
+from vlmae.objectives.binary import MultiTaskBinary
+
+__all__ = ["MultiTaskBinary"]
