@@ -174,7 +174,8 @@ def final_labels(settings: Settings, folder: RunFolder) -> tuple[pa.Table, pa.Ta
 
 def of_split(truth: pa.Table, split: str) -> pa.Table:
     """Rows of one split, with the source under which their labels are known."""
-    rows = truth.filter(pa.compute.equal(truth["split"], split))
+    kept = [index for index, name in enumerate(truth["split"].to_pylist()) if name == split]
+    rows = truth.take(kept)
     source = pa.array(["gold"] * rows.num_rows, pa.string())
     return rows.drop_columns(["split"]).append_column("source", source)
 
@@ -211,7 +212,7 @@ def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> 
     """Round 0: the first labels by the annotator, and gold labels that no training sees."""
     first, gold = of_split(shared.truth, "first"), of_split(shared.truth, "gold")
     answered = _oracle(settings, shared).annotate(
-        sample_ids.from_arrow(first["id"]), first["key"].to_pylist(), settings.tasks
+        sample_ids.from_arrow(first["id"]), sample_ids.texts(first["key"]), settings.tasks
     )
     keys = gold["key"].to_pylist()
     known = [
@@ -373,11 +374,11 @@ def _annotate(
 
 def _ask(settings: Settings, shared: Shared, candidates: pa.Table, output: Path) -> Counts:
     annotations = _oracle(settings, shared).annotate(
-        sample_ids.from_arrow(candidates["id"]), candidates["key"].to_pylist(), settings.tasks
+        sample_ids.from_arrow(candidates["id"]), sample_ids.texts(candidates["key"]), settings.tasks
     )
     pq.write_table(annotations, output / "annotations.parquet")
     return {"annotations": annotations.num_rows}
 
 
 def _positives(labelled: pa.Table, tasks: tuple[str, ...]) -> dict[str, int]:
-    return {task: pa.compute.sum(labelled[LABEL + task]).as_py() or 0 for task in tasks}
+    return {task: int((labelled[LABEL + task].to_numpy() == 1).sum()) for task in tasks}

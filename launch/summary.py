@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -94,13 +95,28 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console.print(_controls_table(summary))
 
 
+def _table(title: str, *columns: str, words: Sequence[str] = ()) -> Table:
+    """A table that fits 80 characters; columns named in `words` are text, the others numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in words else "right", no_wrap=True)
+    return table
+
+
 def _rounds_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{summary['experiment']}: arm {summary['arm']}")
-    for name in ("round", "labels", "task", "positives"):
-        table.add_column(name, justify="left" if name == "task" else "right")
     percent = f"{100 * summary['target_precision']:.0f}"
-    for name in ("precision", "recall", f"R@P{percent} [95 %]", "AP [95 %]"):
-        table.add_column(name, justify="right")
+    columns = (
+        "round",
+        "labels",
+        "task",
+        "found",
+        "prec",
+        "recall",
+        f"R@P{percent} 95 %",
+        "AP 95 %",
+    )
+    title = f"{summary['experiment']}, arm {summary['arm']}, in % of the test split"
+    table = _table(title, *columns, words=("task",))
     for entry in summary["rounds"]:
         for index, (task, metrics) in enumerate(entry["tasks"].items()):
             table.add_row(
@@ -115,18 +131,14 @@ def _rounds_table(summary: Mapping[str, Any]) -> Table:
             )
         table.add_section()
     table.caption = (
-        "positives among the labels; precision and recall at the threshold chosen on gold labels; "
-        "all in % of the test split"
+        "found: positives among the labels; prec, recall: at the threshold chosen on gold labels"
     )
     return table
 
 
 def _seconds_table(summary: Mapping[str, Any]) -> Table:
     stages = list(dict.fromkeys(name for entry in summary["rounds"] for name in entry["seconds"]))
-    table = Table(title="seconds per stage, when it was made")
-    table.add_column("round", justify="right")
-    for stage in stages:
-        table.add_column(stage, justify="right")
+    table = _table("seconds per stage, when it was made", "round", *stages)
     for entry in summary["rounds"]:
         cells = [entry["seconds"].get(stage) for stage in stages]
         table.add_row(str(entry["round"]), *("" if s is None else f"{s:.1f}" for s in cells))
@@ -134,13 +146,9 @@ def _seconds_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _arms_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="arms at equal labels: R@P / AP in %, last round")
-    table.add_column("arm")
-    table.add_column("labels", justify="right")
-    table.add_column("positives", justify="right")
     tasks = list(summary["rounds"][-1]["tasks"])
-    for task in tasks:
-        table.add_column(task, justify="right")
+    title = "arms at equal labels, last round: R@P / AP in %"
+    table = _table(title, "arm", "labels", "found", *tasks, words=("arm",))
     for arm, entry in summary["arms"].items():
         last = entry["rounds"][-1]
         cells = (
@@ -153,11 +161,9 @@ def _arms_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _controls_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="what audio is worth: AP in % [95 %], labels of the last round")
-    table.add_column("model")
     tasks = list(summary["rounds"][-1]["tasks"])
-    for task in tasks:
-        table.add_column(task, justify="right")
+    title = "what audio is worth, labels of the last round: AP in % with 95 %"
+    table = _table(title, "model", *tasks, words=("model",))
     for name, metrics in summary["controls"].items():
         cells = (with_interval(metrics[task], "average_precision") for task in tasks)
         table.add_row(name, *cells)
@@ -170,8 +176,8 @@ def percentage(value: float | None) -> str:
 
 
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:
-    """Value and interval in percent."""
+    """Value and interval in percent, the interval without decimals."""
     low, high = metrics[f"{name}_interval"]
     if metrics[name] is None:
         return "-"
-    return f"{percentage(metrics[name])} [{percentage(low)}, {percentage(high)}]"
+    return f"{percentage(metrics[name])} [{100 * low:.0f}, {100 * high:.0f}]"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,14 +58,20 @@ def from_hex(ids: Iterable[str]) -> IdArray:
     return from_bytes([bytes.fromhex(value) for value in ids])
 
 
-def to_arrow(ids: IdArray) -> pa.Array:
+def to_arrow(ids: IdArray) -> pa.Array[Any]:
     """Ids as a pyarrow column of 16 fixed bytes."""
     return pa.array(to_bytes(ids), type=ID_TYPE)
 
 
-def from_arrow(column: pa.Array | pa.ChunkedArray) -> IdArray:
+def from_arrow(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> IdArray:
     """Inverse of `to_arrow`."""
-    return from_bytes(column.to_pylist())
+    values: list[Any] = column.to_pylist()
+    return from_bytes(values)
+
+
+def texts(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> list[str]:
+    """A column of strings, such as keys, as a list."""
+    return [str(value) for value in column.to_pylist()]
 
 
 def require_unique(ids: IdArray, keys: Sequence[str] | None = None) -> None:

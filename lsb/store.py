@@ -300,10 +300,7 @@ class Store:
 
 
 def _read_rows(path: Path, columns: Sequence[str] | None) -> pa.Table:
-    # Without `partitioning=None` a folder named "lr=0.1" would become a column.
-    return pq.read_table(
-        path, columns=None if columns is None else list(columns), partitioning=None
-    )
+    return pq.read_table(path, columns=None if columns is None else list(columns))
 
 
 def _map_vectors(path: Path) -> VectorArray:

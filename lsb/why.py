@@ -79,21 +79,11 @@ def _chain(ledger: Ledger, key: str, title: str) -> Table:
 
 
 def _candidacy(row: Row) -> list[str]:
-    seed = [row["seed_key"], row["seed_kind"], row["task"]]
-    return [
-        str(row["round"]),
-        row["arm"],
-        row["reason"],
-        "\n".join(part for part in seed if part) or "-",
-        _number(row["similarity"]),
-        _number(row["lookalike_threshold"]),
-        row["checkpoint_hash"] or "-",
-        row["store_hash"] or "-",
-    ]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    seed = "\n".join(part for part in (row["seed_key"], row["seed_kind"], row["task"]) if part)
+    values = [row["round"], row["arm"], row["reason"], seed, row["similarity"]]
+    values += [row["lookalike_threshold"], row["checkpoint_hash"], row["store_hash"]]
+    texts = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
+    return ["-" if value in (None, "") else text for value, text in zip(values, texts, strict=True)]
 
 
 def _label(row: Row) -> str:

@@ -49,11 +49,17 @@ def build_model(config: Mapping[str, Any], streams: Mapping[str, Mapping[str, in
     """A fresh model.
 
     Args:
-        config: "fusion" (a Hydra node with `_target_`), "tasks" and "dropout".
+        config: "fusion" (a Hydra node with `_target_`), "tasks", "dropout" and "components".
         streams: tower -> stream -> width.
     """
     fusion = instantiate(config["fusion"])
-    return VlmaeModel(streams, fusion, list(config["tasks"]), float(config["dropout"]))
+    return VlmaeModel(
+        streams,
+        int(config["components"]),
+        fusion,
+        list(config["tasks"]),
+        float(config["dropout"]),
+    )
 
 
 def save_checkpoint(

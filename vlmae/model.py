@@ -40,6 +40,8 @@ class VlmaeModel(nn.Module):
 
     Args:
         streams: tower ("vl", "audio") -> stream name -> width of its frozen tokens.
+        components: width of the whitened tokens (`vlmae.data.whitening`); the maps are buffers,
+            set by `set_whitening`, saved with the checkpoint and never trained.
         fusion: a variant; its `width` is the width of the whole model.
         tasks: one binary head each.
         dropout: on projected tokens and in the heads, in [0, 1).
@@ -48,6 +50,7 @@ class VlmaeModel(nn.Module):
     def __init__(
         self,
         streams: Mapping[str, Mapping[str, int]],
+        components: int,
         fusion: Fusion,
         tasks: Sequence[str],
         dropout: float,
@@ -63,7 +66,7 @@ class VlmaeModel(nn.Module):
         width = fusion.width
         self.project = nn.ModuleDict(
             {
-                name: _Projection(stream_width, width, dropout)
+                name: _Projection(stream_width, components, width, dropout)
                 for tower in TOWERS
                 for name, stream_width in self.streams[tower].items()
             }
@@ -94,6 +97,24 @@ class VlmaeModel(nn.Module):
             logits = self.heads(fused.embedding)
         return Output(logits, vl_logits, audio_logits, fused.embedding)
 
+    def set_whitening(self, maps: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Set every stream's mean (width,) and map (width, components).
+
+        Raises:
+            ValueError: a stream is absent, or a shape does not fit.
+        """
+        if sorted(maps) != sorted(self.project):
+            raise ValueError(f"whitening is for streams {sorted(maps)}, not {sorted(self.project)}")
+        for name, (mean, mapping) in maps.items():
+            projection = self.project[name]
+            if projection.map.shape != mapping.shape:
+                raise ValueError(
+                    f"whitening of {name!r} maps {tuple(mapping.shape)}, the model wants "
+                    f"{tuple(projection.map.shape)}: fit it with model.components"
+                )
+            projection.mean.copy_(mean)
+            projection.map.copy_(mapping)
+
     def trainable_parameters(self) -> dict[str, int]:
         """Count of trainable parameters by part."""
         counts: dict[str, int] = {}
@@ -105,17 +126,23 @@ class VlmaeModel(nn.Module):
 
 
 class _Projection(nn.Module):
-    """Frozen tokens of one stream to the model's width, marked with the stream they came from."""
+    """Frozen tokens of one stream, whitened, to the model's width, marked with their stream."""
 
-    def __init__(self, stream_width: int, width: int, dropout: float) -> None:
+    mean: Tensor
+    map: Tensor
+
+    def __init__(self, stream_width: int, components: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(stream_width)
-        self.linear = nn.Linear(stream_width, width)
+        self.register_buffer("mean", torch.zeros(stream_width))
+        self.register_buffer("map", torch.zeros(stream_width, components))
+        self.linear = nn.Linear(components, width)
+        self.norm = nn.LayerNorm(width)
         self.stream = nn.Parameter(torch.zeros(width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        values = self.linear(self.norm(tokens.values)) + self.stream
+        whitened = (tokens.values - self.mean) @ self.map
+        values = self.norm(self.linear(whitened)) + self.stream
         return Tokens(self.dropout(values), tokens.mask)
 
 

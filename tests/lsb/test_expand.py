@@ -11,6 +11,7 @@ from lsb.expand import AcquisitionConfig, ExpandConfig, Expansion, expand
 from lsb.ids import sample_ids
 from lsb.labelled import Labelled
 from lsb.search.exact import SearchConfig
+from lsb.search.rescore import similarity
 from lsb.selection import SelectionConfig
 from lsb.store import Store
 from lsb.threshold import ThresholdConfig
@@ -89,12 +90,21 @@ def test_broadening_reaches_the_confident_errors_that_entropy_cannot_see(
     assert broad.threshold.mode == "calibrated"
     assert broad.threshold.precision is not None
     assert broad.threshold.precision >= 0.7
-    assert 0.5 < broad.threshold.value < 1
+    # What LT promises: of all clips at or above it, this share is like the seed.
+    errors = [r["id"] for r in broad.seeds.to_pylist() if r["kind"] == "confident_error"]
+    around = [r["id"] for r in broad.hits.to_pylist() if r["seed_id"] in errors]
+    alike = set(store.ids[WORLD.cluster[: len(store)] == 0].tolist())
+    assert np.mean([name.rstrip(b"\0") in alike for name in around]) >= 0.7
     assert broad.counts["seeds_confident_error"] == broad.counts["seeds_entropy"] == 5
     assert broad.counts["chosen"] == 45
     assert broad.counts["pool"] == 300
     assert broad.counts["asked_again"] == 10
     assert broad.hits.num_rows == broad.counts["hits"]
+    gold = dict(zip(WORLD.labelled.keys, WORLD.labelled.vectors, strict=True))
+    vector = dict(zip(WORLD.keys, WORLD.vectors, strict=True)) | gold
+    for row in broad.candidates.to_pylist():
+        pair = vector[row["seed_key"]][None], vector[row["key"]][None]
+        assert row["reason"] == "seed" or row["similarity"] == similarity(*pair)[0]
     lookalike = [r for r in broad.candidates.to_pylist() if r["reason"] == "lookalike"]
     assert all(r["similarity"] >= r["lookalike_threshold"] for r in lookalike)
 
@@ -114,6 +124,12 @@ def test_labelled_clips_are_not_asked_for_again(make_store: Make) -> None:
     second = run(store, exclude=done, round=2)
     assert not set(second.candidates["key"].to_pylist()) & set(first.candidates["key"].to_pylist())
     assert second.counts["excluded"] == 45
+    greedy = dataclasses.replace(CONFIG, selection=SelectionConfig(budget=400))
+    everything = run(store, greedy, exclude=done)
+    assert everything.counts["short"] == 400 - (300 - 45)
+    assert not set(everything.candidates["key"].to_pylist()) & set(
+        first.candidates["key"].to_pylist()
+    )
     # Gold clips that are in the pool are seeds there, never candidates.
     inside = dataclasses.replace(
         WORLD.labelled, ids=sample_ids(WORLD.keys[:120]), keys=WORLD.keys[:120]

@@ -24,6 +24,7 @@ from lsb.order import descending, id_words, member
 sixteen = st.one_of(
     st.binary(min_size=16, max_size=16),
     st.binary(min_size=0, max_size=15).map(lambda value: value.ljust(16, b"\0")),
+    st.binary(min_size=0, max_size=2).map(lambda value: value.rjust(16, b"\0")),
 )
 
 

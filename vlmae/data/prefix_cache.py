@@ -174,7 +174,7 @@ def _write_tokens(
     clips: Sequence[Clip],
     tokens: Mapping[str, list[npt.NDArray[np.float16]]],
 ) -> None:
-    position = {key: row for row, key in enumerate(index["key"].to_pylist())}
+    position = {key: row for row, key in enumerate(sample_ids.texts(index["key"]))}
     rows = index.take([position[clip.key] for clip in clips])
     widths = {name: width for tower in towers.streams.values() for name, width in tower.items()}
     for stream, width in widths.items():
@@ -219,7 +219,7 @@ class PrefixCache:
         self.rows: pa.Table = pa.concat_tables(tables)
         self._part = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
         self.ids: IdArray = sample_ids.from_arrow(self.rows["id"])
-        sample_ids.require_unique(self.ids, self.rows["key"].to_pylist())
+        sample_ids.require_unique(self.ids, sample_ids.texts(self.rows["key"]))
         self._order = np.argsort(self.ids, kind="stable")
         self._spans = {
             stream: (
