@@ -31,6 +31,7 @@ from lsb.store import Store
 from vlmae.checkpoint import load_checkpoint
 from vlmae.data.prefix_cache import PrefixCache, cache_prefix
 from vlmae.data.prepare import prepare, read_truth
+from vlmae.data.whitening import whiten
 from vlmae.embedding import embed
 from vlmae.evaluation import evaluate, read_metrics
 from vlmae.training import CHECKPOINT, cached, train
@@ -38,6 +39,8 @@ from vlmae.training import CHECKPOINT, cached, train
 Say = Callable[[str], None]
 FIRST_ROUND = 0
 LABELLING = "oracle"
+# Clips whose frozen tokens the whitening may read: it needs no label, and no test clip may help.
+UNLABELLED_SPLITS = ("first", "pool")
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Shared:
     Attributes:
         data: the prepared data set.
         cache: frozen tokens of all its clips.
+        whitened: whitening of the tokens, fitted on unlabelled clips.
         truth: id, key, split and `label_<task>` of every clip that can be decoded.
         seconds: what these stages cost.
     """
 
     data: Stage
     cache: PrefixCache
+    whitened: Stage
     truth: pa.Table
     seconds: dict[str, float]
 
@@ -93,13 +98,18 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
         )
     )
     cache = PrefixCache(tokens)
+    components = int(settings.model["components"])
+    whitened = folder.use(
+        whiten(settings.stages, cache, components=components, splits=UNLABELLED_SPLITS)
+    )
     truth = read_truth(data)
     labels = {task: truth[task] for task in settings.tasks}
     truth = truth.select(["id", "key", "split"])
     for task, column in labels.items():
         truth = truth.append_column(LABEL + task, column)
     truth, _ = cached(truth, cache)  # nobody can label what cannot be decoded
-    return Shared(data, cache, truth, {"prepare": data.seconds, "cache": tokens.seconds})
+    seconds = {"prepare": data.seconds, "cache": tokens.seconds, "whiten": whitened.seconds}
+    return Shared(data, cache, whitened, truth, seconds)
 
 
 def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> list[GrowthRound]:
@@ -146,6 +156,7 @@ def train_stage(settings: Settings, shared: Shared, labelled: pa.Table, gold: pa
     return train(
         settings.stages,
         shared.cache,
+        shared.whitened,
         labelled=labelled,
         validation=gold,
         model=settings.model,

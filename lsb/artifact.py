@@ -257,7 +257,9 @@ def _remake(target: Path, parts: Sequence[Part], processes: int) -> None:
 def _make_parts(
     stage: str, folder: Path, parts: Sequence[Part], *, total: int, processes: int
 ) -> None:
-    bar = tqdm(total=total, initial=total - len(parts), desc=stage, unit="part", leave=False)
+    bar = tqdm(
+        total=total, initial=total - len(parts), desc=stage, unit="part", leave=False, disable=None
+    )
     with bar:
         if processes <= 1 or len(parts) <= 1:
             for part in parts:

@@ -42,9 +42,9 @@ class VlmaeModel(nn.Module):
         streams: tower ("vl", "audio") -> stream name -> width of its frozen tokens.
         components: width of the whitened tokens (`vlmae.data.whitening`); the maps are buffers,
             set by `set_whitening`, saved with the checkpoint and never trained.
-        fusion: a variant; its `width` is the width of the whole model.
+        fusion: a variant; its `width` is the width of all projected tokens.
         tasks: one binary head each.
-        dropout: on projected tokens and in the heads, in [0, 1).
+        dropout: in the heads, in [0, 1).
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class VlmaeModel(nn.Module):
         width = fusion.width
         self.project = nn.ModuleDict(
             {
-                name: _Projection(stream_width, components, width, dropout)
+                name: _Projection(stream_width, components, width)
                 for tower in TOWERS
                 for name, stream_width in self.streams[tower].items()
             }
         )
-        self.vl_head = _Heads(width, len(tasks), dropout)
-        self.audio_head = _Heads(width, len(tasks), dropout)
+        self.vl_head = _Heads(width, width, len(tasks), dropout)
+        self.audio_head = _Heads(width, width, len(tasks), dropout)
         if not fusion.averages_heads:
-            self.heads = _Heads(width, len(tasks), dropout)
+            self.heads = _Heads(fusion.embedding_width, width, len(tasks), dropout)
 
     def forward(self, streams: Mapping[str, Tokens]) -> Output:
         """Logits of one batch.
@@ -107,6 +107,7 @@ class VlmaeModel(nn.Module):
             raise ValueError(f"whitening is for streams {sorted(maps)}, not {sorted(self.project)}")
         for name, (mean, mapping) in maps.items():
             projection = self.project[name]
+            assert isinstance(projection, _Projection)
             if projection.map.shape != mapping.shape:
                 raise ValueError(
                     f"whitening of {name!r} maps {tuple(mapping.shape)}, the model wants "
@@ -126,34 +127,30 @@ class VlmaeModel(nn.Module):
 
 
 class _Projection(nn.Module):
-    """Frozen tokens of one stream, whitened, to the model's width, marked with their stream."""
+    """Frozen tokens of one stream, whitened, to the model's width."""
 
     mean: Tensor
     map: Tensor
 
-    def __init__(self, stream_width: int, components: int, width: int, dropout: float) -> None:
+    def __init__(self, stream_width: int, components: int, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(stream_width))
         self.register_buffer("map", torch.zeros(stream_width, components))
         self.linear = nn.Linear(components, width)
-        self.norm = nn.LayerNorm(width)
-        self.stream = nn.Parameter(torch.zeros(width))
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tokens) -> Tokens:
         whitened = (tokens.values - self.mean) @ self.map
-        values = self.norm(self.linear(whitened)) + self.stream
-        return Tokens(self.dropout(values), tokens.mask)
+        return Tokens(self.linear(whitened), tokens.mask)
 
 
 class _Heads(nn.Module):
     """An MLP for every task on a shared vector: (B, D) to (B, K)."""
 
-    def __init__(self, width: int, tasks: int, dropout: float) -> None:
+    def __init__(self, source: int, hidden: int, tasks: int, dropout: float) -> None:
         super().__init__()
         self.tasks = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1)
+                nn.Linear(source, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
             )
             for _ in range(tasks)
         )

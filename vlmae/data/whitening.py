@@ -25,9 +25,7 @@ from vlmae.data.prefix_cache import PrefixCache
 FILE = "whitening.safetensors"
 
 
-def whiten(
-    root: Path, cache: PrefixCache, *, components: int, splits: Sequence[str]
-) -> Stage:
+def whiten(root: Path, cache: PrefixCache, *, components: int, splits: Sequence[str]) -> Stage:
     """Fit, or reuse, the whitening of every stream.
 
     Args:
@@ -42,8 +40,8 @@ def whiten(
     narrowest = min(cache.stream_widths.values())
     if not 1 <= components <= narrowest:
         raise ValueError(
-            f"whitening.components is {components}: give one from 1 to {narrowest}, the width of the "
-            "narrowest stream"
+            f"whitening.components is {components}: give one from 1 to {narrowest}, the width of "
+            "the narrowest stream"
         )
     return run_stage(
         root,

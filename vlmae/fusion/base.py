@@ -14,16 +14,17 @@ class Fusion(nn.Module, ABC):
     """A fusion variant.
 
     Attributes:
-        width: D of both token inputs and of the embedding.
+        width: D of both token inputs.
+        embedding_width: of the embedding.
         averages_heads: the task logits are the mean of the two unimodal heads' logits, which then
             train the towers; other variants have heads of their own on the embedding.
     """
 
     averages_heads: ClassVar[bool] = False
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, embedding_width: int) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.embedding_width = width, embedding_width
 
     @abstractmethod
     def forward(self, vl: Tokens, audio: Tokens) -> Fused:

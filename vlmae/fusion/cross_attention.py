@@ -8,17 +8,19 @@ Source: Sun et al. 2025 (arXiv 2503.17551) describe a learnable attention that a
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlmae.fusion.base import Fusion
 from vlmae.tokens import Fused, Tokens
 
 
 class CrossAttentionFusion(Fusion):
-    """VL tokens attend to audio and audio tokens to VL, `layers` times; then both are pooled.
+    """VL tokens attend to audio and audio tokens to VL, `layers` times; then both are averaged.
 
-    The embedding is a projection of [v, a, v * a]: a task that asks whether two modalities agree
-    needs their product, which a sum cannot give.
+    The embedding (B, 3D) is [v, a, v * a]: a task that asks whether two modalities agree needs
+    their product, which a sum cannot give. Every block starts as the identity (tanh gates at zero,
+    as in Flamingo, arXiv 2204.14198), so that training starts from the plain product of both towers
+    and adds attention as far as the labels support it.
 
     Args:
         width: D of the tokens.
@@ -28,27 +30,26 @@ class CrossAttentionFusion(Fusion):
     """
 
     def __init__(self, width: int, heads: int, layers: int, dropout: float) -> None:
-        super().__init__(width)
+        super().__init__(width, embedding_width=3 * width)
         if width % heads:
             raise ValueError(f"fusion.heads {heads} must divide fusion.width {width}")
         if layers < 1:
             raise ValueError(f"fusion.layers must be at least 1, got {layers}")
         self.vl_blocks = nn.ModuleList(_CrossBlock(width, heads, dropout) for _ in range(layers))
         self.audio_blocks = nn.ModuleList(_CrossBlock(width, heads, dropout) for _ in range(layers))
-        self.vl_pool = AttentionPool(width)
-        self.audio_pool = AttentionPool(width)
-        self.join = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.LayerNorm(width))
+        self.vl_norm = nn.LayerNorm(width)
+        self.audio_norm = nn.LayerNorm(width)
 
     def forward(self, vl: Tokens, audio: Tokens) -> Fused:
         """See `Fusion.forward`."""
         for vl_block, audio_block in zip(self.vl_blocks, self.audio_blocks, strict=True):
             vl, audio = vl_block(vl, audio), audio_block(audio, vl)
-        v, a = self.vl_pool(vl), self.audio_pool(audio)
-        return Fused(self.join(torch.cat([v, a, v * a], dim=-1)))
+        v, a = self.vl_norm(vl.mean()), self.audio_norm(audio.mean())
+        return Fused(torch.cat([v, a, v * a], dim=-1))
 
 
 class _CrossBlock(nn.Module):
-    """Pre-norm cross-attention and feed-forward, both residual.
+    """Pre-norm cross-attention and feed-forward, both residual behind a gate.
 
     The keys hold one learned token besides the context, so that a query whose whole context is
     masked still attends to something and its result does not depend on what stands under the mask.
@@ -68,6 +69,9 @@ class _CrossBlock(nn.Module):
             nn.Linear(2 * width, width),
             nn.Dropout(dropout),
         )
+        # (1,) and not 0-dimensional: DeepSpeed cannot partition those.
+        self.attention_gate = nn.Parameter(torch.zeros(1))
+        self.feed_forward_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, queries: Tokens, context: Tokens) -> Tokens:
         batch = queries.values.shape[0]
@@ -82,23 +86,6 @@ class _CrossBlock(nn.Module):
             key_padding_mask=ignored,
             need_weights=False,
         )
-        values = queries.values + mixed
-        return Tokens(values + self.feed_forward(values), queries.mask)
-
-
-class AttentionPool(nn.Module):
-    """One learned query over (B, T, D) tokens; a learned vector where all of them are masked."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.score = nn.Linear(width, 1)
-        self.absent = nn.Parameter(torch.zeros(width))
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        """(B, D) of (B, T, D)."""
-        values = self.norm(tokens.values)
-        scores = self.score(values).squeeze(-1)
-        scores = scores.masked_fill(~tokens.mask, torch.finfo(scores.dtype).min)
-        pooled = (scores.softmax(dim=1)[..., None] * values).sum(dim=1)
-        return torch.where(tokens.present[:, None], pooled, self.absent)
+        values = queries.values + self.attention_gate.tanh() * mixed
+        values = values + self.feed_forward_gate.tanh() * self.feed_forward(values)
+        return Tokens(values, queries.mask)

@@ -18,6 +18,9 @@ class LateFusion(Fusion):
 
     averages_heads: ClassVar[bool] = True
 
+    def __init__(self, width: int) -> None:
+        super().__init__(width, embedding_width=2 * width)
+
     def forward(self, vl: Tokens, audio: Tokens) -> Fused:
         """See `Fusion.forward`."""
         return Fused(torch.cat([vl.mean(), audio.mean()], dim=-1))
