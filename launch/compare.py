@@ -48,13 +48,13 @@ def grow_arms(
 @command("round")
 def main(config: DictConfig) -> None:
     """Run every arm and print the table."""
-    console = Console()
+    console = Console(log_path=False)
     settings = Settings.from_config(config)
     arms = arm_settings(settings, task_overrides())
     folder = RunFolder(settings.folder, settings.identity)
     shared = prepare_shared(settings, folder, console.log)
     rounds = grow_arms(arms, shared, folder, console.log)
-    summary = summarise(settings, rounds, {}, shared.seconds)
+    summary = summarise(settings, rounds, {}, shared)
     write_json(folder.path / "compare.json", summary)
     print_summary(summary, console)
 

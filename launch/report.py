@@ -22,11 +22,17 @@ def draw_report(summary: Mapping[str, Any], path: Path) -> None:
     """Write the PNG: one panel a task for the arms, one for the controls if there are any."""
     tasks = list(summary["rounds"][-1]["tasks"])
     panels = len(tasks) + bool(summary["controls"])
-    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 4.4), squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=False):
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.6 * columns, 4.0 * rows + 0.5), squeeze=False
+    )
+    for axis in axes.flat[panels:]:
+        axis.set_axis_off()
+    for axis, task in zip(axes.flat, tasks, strict=False):
         _arms_panel(axis, summary, task)
     if summary["controls"]:
-        _controls_panel(axes[0][-1], summary, tasks)
+        _controls_panel(axes.flat[panels - 1], summary, tasks)
     data = summary["data"]
     figure.suptitle(
         f"{summary['experiment']}: {data['name']} ({data['media']})\n{summary['evidence']}",
@@ -58,7 +64,7 @@ def _arms_panel(axis: Axes, summary: Mapping[str, Any], task: str) -> None:
         )
     percent = f"{100 * summary['target_precision']:.0f}"
     axis.set(title=task, xlabel="labels", ylabel=f"recall at {percent} % precision, %")
-    axis.set_ylim(0, 102)
+    axis.set_ylim(0, min(102, max(20, 1.15 * axis.get_ylim()[1])))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 
@@ -76,4 +82,4 @@ def _controls_panel(axis: Axes, summary: Mapping[str, Any], tasks: list[str]) ->
     axis.set_yticks([index + 0.3 for index in range(len(tasks))], tasks)
     axis.invert_yaxis()
     axis.set(title="what audio is worth", xlabel="average precision, %", xlim=(0, 102))
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=7, loc="best")

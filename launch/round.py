@@ -24,14 +24,14 @@ from vlmae.config import command
 @command("round")
 def main(config: DictConfig) -> None:
     """Run every stage that is not there yet, then report."""
-    console = Console()
+    console = Console(log_path=False)
     settings = Settings.from_config(config)
     arms = arm_settings(settings, task_overrides())
     folder = RunFolder(settings.folder, settings.identity)
     shared = prepare_shared(settings, folder, console.log)
     rounds = grow_arms(arms, shared, folder, console.log)
     controls = measure_controls(settings, shared, folder, console.log) if settings.controls else {}
-    summary = summarise(settings, rounds, controls, shared.seconds)
+    summary = summarise(settings, rounds, controls, shared)
     write_json(folder.path / "summary.json", summary)
     draw_report(summary, folder.path / "report.png")
     print_summary(summary, console)

@@ -25,7 +25,7 @@ class RunFolder:
     """The folder of one run.
 
     Args:
-        path: `runs/<name>`; made where it does not exist.
+        path: `runs/<name>`; made with the first stage that is used.
         identity: what determines the run's results.
 
     Raises:
@@ -53,8 +53,6 @@ class RunFolder:
                     f"another name with name=<name>, or delete the old one: rm -r {path}"
                 )
             self._record["stages"] = held["stages"]
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(self._file, self._record)
 
     def use(self, stage: Stage) -> Stage:
         """Record that the run rests on a stage, and whether it was made now or before."""
@@ -62,6 +60,7 @@ class RunFolder:
             (self.reused if stage.reused else self.made).add(stage.path.name)
         if stage.path.name not in self._record["stages"]:
             self._record["stages"].append(stage.path.name)
+            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self._file, self._record)
         return stage
 

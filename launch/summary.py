@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.growth import GrowthRound
+from launch.growth import GrowthRound, Shared
 from launch.settings import Settings
 
 SYNTHETIC = "SYNTHETIC media made by a program"
@@ -20,7 +20,7 @@ def summarise(
     settings: Settings,
     arms: Mapping[str, Sequence[GrowthRound]],
     controls: Mapping[str, Mapping[str, Any]],
-    shared_seconds: Mapping[str, float],
+    shared: Shared,
 ) -> dict[str, Any]:
     """What summary.json holds.
 
@@ -28,10 +28,10 @@ def summarise(
         settings: of the main arm.
         arms: arm name -> its rounds; holds `settings.arm`.
         controls: control name -> task -> metrics, or empty.
-        shared_seconds: seconds of the stages before the first round; they stand in round 0.
+        shared: the stages before the first round; their seconds stand in round 0.
     """
     rounds = {
-        arm: [_round(entry, settings, shared_seconds) for entry in entries]
+        arm: [_round(entry, settings, shared.seconds) for entry in entries]
         for arm, entries in arms.items()
     }
     return {
@@ -40,6 +40,7 @@ def summarise(
             "name": settings.prepare.name,
             "media": SYNTHETIC if settings.prepare.synthetic else COMPOSED,
             "unseen_speakers": list(settings.prepare.unseen_speakers),
+            "clips": dict(sorted(shared.cache.stage.counts.items())),
         },
         "seed": settings.train.seed,
         "evidence": "demonstration: one seed; intervals are over test clips, not over seeds",
@@ -87,7 +88,10 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Tables of the main arm, its seconds, the arms, and the controls."""
     data = summary["data"]
     console.print(f"\n{data['name']}: {data['media']}. {summary['evidence'].capitalize()}.")
+    console.print(_broken(data["clips"]))
     console.print(_rounds_table(summary))
+    if any(entry["expansion"] for entry in summary["rounds"]):
+        console.print(_growth_table(summary))
     console.print(_seconds_table(summary))
     if len(summary["arms"]) > 1:
         console.print(_arms_table(summary))
@@ -95,9 +99,17 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console.print(_controls_table(summary))
 
 
+def _broken(clips: Mapping[str, int]) -> str:
+    """How many clips are used, and how many are skipped or masked for which reason."""
+    reasons = [f"{name} {count}" for name, count in clips.items() if ": " in name]
+    return f"{clips['clips']} clips used. " + (", ".join(reasons) or "None is broken") + "."
+
+
 def _table(title: str, *columns: str, words: Sequence[str] = ()) -> Table:
     """A table that fits 80 characters; columns named in `words` are text, the others numbers."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in columns:
         table.add_column(name, justify="left" if name in words else "right", no_wrap=True)
     return table
@@ -132,6 +144,43 @@ def _rounds_table(summary: Mapping[str, Any]) -> Table:
         table.add_section()
     table.caption = (
         "found: positives among the labels; prec, recall: at the threshold chosen on gold labels"
+    )
+    return table
+
+
+def _growth_table(summary: Mapping[str, Any]) -> Table:
+    title = f"what arm {summary['arm']} asked for, and why"
+    columns = (
+        "round",
+        "uncertain",
+        "errors",
+        "LT",
+        "bound",
+        "hits",
+        "seeds",
+        "lookalikes",
+        "others",
+    )
+    table = _table(title, *columns)
+    for entry in summary["rounds"]:
+        counts, threshold = entry["expansion"], entry["lookalike_threshold"] or {}
+        if not counts:
+            continue
+        value, bound = threshold.get("value"), threshold.get("precision")
+        table.add_row(
+            str(entry["round"]),
+            str(counts["seeds_entropy"]),
+            str(counts["seeds_confident_error"]),
+            "-" if value is None else f"{value:.3f}",
+            percentage(bound),
+            str(counts["hits"]),
+            str(counts["seed"]),
+            str(counts["lookalike"]),
+            str(counts["fill"] + counts["acquisition"]),
+        )
+    table.caption = (
+        "seeds searched (uncertain, confident errors on gold), threshold and its lower bound of "
+        "lookalike precision; clips asked for as seeds, as lookalikes, by the acquisition order"
     )
     return table
 
@@ -180,4 +229,4 @@ def with_interval(metrics: Mapping[str, Any], name: str) -> str:
     low, high = metrics[f"{name}_interval"]
     if metrics[name] is None:
         return "-"
-    return f"{percentage(metrics[name])} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{percentage(metrics[name])} [{100 * low:.0f},{100 * high:.0f}]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -221,6 +222,8 @@ def _parameters(module: VlmaeModule) -> Counts:
 
 def _trainer(config: TrainConfig, optimizer: OptimizerConfig, history: Callback) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Raised inside Lightning 2.6 about its own use of torch; nothing here can change it.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     return Trainer(
         max_epochs=config.epochs,
         accelerator=config.accelerator,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 import tarfile
+from pathlib import Path
 
 import av
 import numpy as np
@@ -99,6 +102,28 @@ def test_whole_clips_are_h264_and_aac_of_the_expected_length(mini: Stage) -> Non
         frames, samples = decode(media)
         assert frames == 16
         assert samples == pytest.approx(32_000, abs=2048)
+
+
+@pytest.mark.skipif(
+    shutil.which("ffprobe") is None, reason="ffprobe is absent: apt-get install ffmpeg"
+)
+def test_ffprobe_agrees_on_streams_and_duration(mini: Stage, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(media_of(mini, None)[0])
+    entries = "stream=codec_name,width,height,sample_rate,channels:format=duration"
+    command = ["ffprobe", "-v", "error", "-show_entries", entries, "-of", "json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    streams = {stream["codec_name"]: stream for stream in told["streams"]}
+    assert set(streams) == {"h264", "aac"}
+    assert (streams["h264"]["width"], streams["h264"]["height"]) == (128, 128)
+    assert (streams["aac"]["sample_rate"], streams["aac"]["channels"]) == ("16000", 1)
+    assert abs(float(told["format"]["duration"]) - read_duration(mini)) < 0.15
+
+
+def read_duration(stage: Stage) -> float:
+    return float(stage.manifest["config"]["clip_seconds"])
 
 
 def test_every_kind_is_broken_as_its_name_says(mini: Stage) -> None:
