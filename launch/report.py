@@ -16,13 +16,14 @@ from matplotlib.axes import Axes
 from lsb.artifact import write_bytes
 
 COLOURS = {"random": "#888888", "entropy": "#1f77b4", "lsb_lt": "#d62728"}
+CONTROL_COLOURS = ("#2a6f4e", "#8fbf9f", "#d9a441", "#c9c9c9")
 
 
 def draw_report(summary: Mapping[str, Any], path: Path) -> None:
     """Write the PNG: one panel a task for the arms, one for the controls if there are any."""
     tasks = list(summary["rounds"][-1]["tasks"])
     panels = len(tasks) + bool(summary["controls"])
-    columns = min(panels, 3)
+    columns = 2 if panels in (2, 4) else min(panels, 3)
     rows = -(-panels // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(4.6 * columns, 4.0 * rows + 0.5), squeeze=False
@@ -78,8 +79,9 @@ def _controls_panel(axis: Axes, summary: Mapping[str, Any], tasks: list[str]) ->
         bounds = [metrics[task]["average_precision_interval"] for task in tasks]
         low = [max(0.0, v - 100 * (b[0] or 0.0)) for v, b in zip(values, bounds, strict=True)]
         high = [max(0.0, 100 * (b[1] or 0.0) - v) for v, b in zip(values, bounds, strict=True)]
-        axis.barh(places, values, height, xerr=[low, high], capsize=2, label=name)
+        colour = CONTROL_COLOURS[number % len(CONTROL_COLOURS)]
+        axis.barh(places, values, height, xerr=[low, high], capsize=2, label=name, color=colour)
     axis.set_yticks([index + 0.3 for index in range(len(tasks))], tasks)
     axis.invert_yaxis()
     axis.set(title="what audio is worth", xlabel="average precision, %", xlim=(0, 102))
-    axis.legend(fontsize=7, loc="best")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)

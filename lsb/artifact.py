@@ -136,6 +136,7 @@ def run_stage(
     inputs: Mapping[str, str],
     parts: Sequence[Part],
     processes: int = 1,
+    revision: int = 1,
 ) -> Stage:
     """Make, finish or reuse the directory of one stage.
 
@@ -146,6 +147,9 @@ def run_stage(
         inputs: name -> `Stage.content` of the stages this one reads.
         parts: pieces to make, each independent of the others.
         processes: parts made at a time; more than one starts spawned worker processes.
+        revision: of the stage's code; raised by whoever makes it write other bytes for the same
+            config. Together with the release it is part of the name, so that nothing made by
+            other code is reused.
 
     Raises:
         StageError: the finished directory is damaged or of another version, or another process is
@@ -154,6 +158,7 @@ def run_stage(
     if len({part.name for part in parts}) != len(parts):
         raise ValueError(f"stage {stage}: part names must be unique")
     key = {"stage": stage, "format": VERSION, "config": dict(config), "inputs": dict(inputs)}
+    key["code"] = {"release": _versions().get("vlmae"), "revision": revision}
     key["parts"] = [[part.name, list(part.files)] for part in parts]
     digest = fingerprint(key)
     target = root / f"{stage}-{digest[:16]}"
@@ -346,6 +351,7 @@ def _manifest(
         "hash": digest,
         "content": content.hexdigest()[:32],
         "counts": totals,
+        "code": key["code"],
         "inputs": key["inputs"],
         "config": key["config"],
         "versions": _versions(),
