@@ -34,7 +34,7 @@ demo: $(READY)  ## the whole round on generated clips: runs/demo/summary.json an
 	@$(BIN)/python -m launch.round experiment=demo
 
 test: $(READY)  ## the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(READY)  ## lint, formatting and types
 	@$(BIN)/ruff check .

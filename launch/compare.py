@@ -7,14 +7,16 @@ and the first model are shared; each arm has its own ledger. Writes runs/<name>/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.growth import GrowthRound, Say, Shared, grow, prepare_shared
+from launch.growth import GrowthRound, grow
 from launch.run_folder import RunFolder
 from launch.settings import Settings
+from launch.shared import Say, Shared, prepare_shared
 from launch.summary import print_summary, summarise
 from lsb.artifact import write_json
 from vlmae.config import command, compose_config
@@ -38,24 +40,45 @@ def arm_settings(settings: Settings, overrides: Sequence[str]) -> list[Settings]
     return [settings, *(Settings.from_config(config) for config in composed)]
 
 
-def grow_arms(
-    arms: Sequence[Settings], shared: Shared, folder: RunFolder, say: Say
-) -> dict[str, list[GrowthRound]]:
-    """Arm name -> its rounds."""
-    return {settings.arm: grow(settings, shared, folder, say) for settings in arms}
+@dataclass(frozen=True)
+class Arms:
+    """All arms of a run, finished.
+
+    Attributes:
+        settings: of the main arm.
+        folder: of the run.
+        shared: data and tokens.
+        rounds: arm name -> its rounds.
+    """
+
+    settings: Settings
+    folder: RunFolder
+    shared: Shared
+    rounds: dict[str, list[GrowthRound]]
+
+
+def run_arms(config: DictConfig, say: Say) -> Arms:
+    """Run every stage of every arm that is not there yet.
+
+    Args:
+        config: the composed config of `round.yaml`.
+        say: called with what begins.
+    """
+    settings = Settings.from_config(config)
+    arms = arm_settings(settings, task_overrides())
+    folder = RunFolder(settings.folder, settings.identity)
+    shared = prepare_shared(settings, folder, say)
+    rounds = {arm.arm: grow(arm, shared, folder, say) for arm in arms}
+    return Arms(settings, folder, shared, rounds)
 
 
 @command("round")
 def main(config: DictConfig) -> None:
     """Run every arm and print the table."""
     console = Console(log_path=False)
-    settings = Settings.from_config(config)
-    arms = arm_settings(settings, task_overrides())
-    folder = RunFolder(settings.folder, settings.identity)
-    shared = prepare_shared(settings, folder, console.log)
-    rounds = grow_arms(arms, shared, folder, console.log)
-    summary = summarise(settings, rounds, {}, shared)
-    write_json(folder.path / "compare.json", summary)
+    arms = run_arms(config, console.log)
+    summary = summarise(arms.settings, arms.rounds, {}, arms.shared)
+    write_json(arms.folder.path / "compare.json", summary)
     print_summary(summary, console)
 
 

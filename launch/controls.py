@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from launch.growth import Say, Shared, evaluate_stage, final_labels, train_stage
+from launch.growth import final_labels
 from launch.run_folder import RunFolder
 from launch.settings import Settings
+from launch.shared import Say, Shared, evaluate_stage, train_stage
 from vlmae.evaluation import read_metrics
 
 # name -> inputs in training, inputs in evaluation. The shuffled control is the model trained with

@@ -10,12 +10,9 @@ from __future__ import annotations
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.compare import arm_settings, grow_arms, task_overrides
+from launch.compare import run_arms
 from launch.controls import measure_controls
-from launch.growth import prepare_shared
 from launch.report import draw_report
-from launch.run_folder import RunFolder
-from launch.settings import Settings
 from launch.summary import print_summary, summarise
 from lsb.artifact import write_json
 from vlmae.config import command
@@ -25,13 +22,10 @@ from vlmae.config import command
 def main(config: DictConfig) -> None:
     """Run every stage that is not there yet, then report."""
     console = Console(log_path=False)
-    settings = Settings.from_config(config)
-    arms = arm_settings(settings, task_overrides())
-    folder = RunFolder(settings.folder, settings.identity)
-    shared = prepare_shared(settings, folder, console.log)
-    rounds = grow_arms(arms, shared, folder, console.log)
+    arms = run_arms(config, console.log)
+    settings, folder, shared = arms.settings, arms.folder, arms.shared
     controls = measure_controls(settings, shared, folder, console.log) if settings.controls else {}
-    summary = summarise(settings, rounds, controls, shared)
+    summary = summarise(settings, arms.rounds, controls, shared)
     write_json(folder.path / "summary.json", summary)
     draw_report(summary, folder.path / "report.png")
     print_summary(summary, console)

@@ -9,8 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.growth import GrowthRound, Shared
+from launch.growth import GrowthRound
 from launch.settings import Settings
+from launch.shared import Shared
 
 SYNTHETIC = "SYNTHETIC media made by a program"
 COMPOSED = "real media with composed labels"

@@ -85,7 +85,8 @@ def bootstrap(
     count = len(scores)
     generator = np.random.default_rng(seed)
     weights = np.ones((resamples + 1, count))
-    weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    if count:
+        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
     if metric == "recall_at_precision":
         values = _recall_at_precision(scores, labels, weights, target)
     elif metric == "average_precision":

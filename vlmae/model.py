@@ -139,7 +139,9 @@ class _Projection(nn.Module):
         self.linear = nn.Linear(components, width)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        whitened = (tokens.values - self.mean) @ self.map
+        # Zero under the mask: NaN times a zero weight or gradient would still be NaN.
+        values = torch.where(tokens.mask[..., None], tokens.values, 0.0)
+        whitened = (values - self.mean) @ self.map
         return Tokens(self.linear(whitened), tokens.mask)
 
 

@@ -64,9 +64,11 @@ def decode_clip(media: bytes, *, key: str, title: str, frames: int, sample_rate:
         BadClipError: no video stream, no decodable frame, or a file that ends too early.
     """
     try:
-        with av.open(io.BytesIO(media)) as container:
+        with av.open(io.BytesIO(media), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise BadClipError(key, "no video stream")
+            if container.streams.video[0].codec_context is None:
+                raise BadClipError(key, "unknown video codec")
             wanted = _frame_times(container, frames)
             container.seek(0)
             pictures, sound, damaged = _read(container, set(wanted), sample_rate)
@@ -75,6 +77,9 @@ def decode_clip(media: bytes, *, key: str, title: str, frames: int, sample_rate:
         raise BadClipError(key, "undecodable file", str(error)) from None
     if any(time not in pictures for time in wanted):
         raise BadClipError(key, "undecodable frames", damaged or "fewer frames than packets")
+    chosen = [pictures[time] for time in wanted]
+    if len({picture.shape for picture in chosen}) > 1:
+        raise BadClipError(key, "frames of several sizes")
     audio = np.concatenate(sound) if sound else np.zeros(0, np.float32)
     missing = None
     if not has_track:
@@ -83,13 +88,18 @@ def decode_clip(media: bytes, *, key: str, title: str, frames: int, sample_rate:
         missing = "zero-length audio"
     if missing:
         audio = np.zeros(0, np.float32)
-    return Clip(key, title, np.stack([pictures[time] for time in wanted]), audio, missing)
+    return Clip(key, title, np.stack(chosen), audio, missing)
 
 
 def _frame_times(container: av.container.InputContainer, frames: int) -> list[int]:
     """Presentation times of the wanted frames, from the packets alone: exact for variable rates."""
     stream = container.streams.video[0]
-    times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+    # A file trimmed without encoding starts with packets that are decoded but never shown.
+    times = sorted(
+        packet.pts
+        for packet in container.demux(stream)
+        if packet.pts is not None and not packet.is_discard
+    )
     if not times:
         raise av.error.InvalidDataError(0, "no video packet", "demux")
     return [times[int((index + 0.5) / frames * len(times))] for index in range(frames)]
@@ -102,22 +112,23 @@ def _read(
     pictures: dict[int, npt.NDArray[np.uint8]] = {}
     sound: list[npt.NDArray[np.float32]] = []
     damaged = ""
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
+    # FFmpeg's own mix to mono makes two equal channels 3 dB louder; ours is their mean.
+    resampler = av.AudioResampler(format="fltp", rate=sample_rate)
     streams = [container.streams.video[0], *container.streams.audio[:1]]
+    streams = [stream for stream in streams if stream.codec_context is not None]
     for stream in streams:
         stream.codec_context.thread_count = 1
     for packet in container.demux(streams):
         try:
-            decoded = packet.decode()
-        except av.error.FFmpegError as error:
+            for frame in packet.decode():
+                if isinstance(frame, av.VideoFrame):
+                    if frame.pts in wanted and frame.pts not in pictures:
+                        pictures[frame.pts] = frame.to_ndarray(format="rgb24")
+                else:
+                    sound += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame)]
+        except (av.error.FFmpegError, ValueError) as error:
+            # The resampler's ValueError: the sound changed its rate or channels on the way.
             damaged = str(error)
-            continue
-        for frame in decoded:
-            if isinstance(frame, av.VideoFrame):
-                if frame.pts in wanted and frame.pts not in pictures:
-                    pictures[frame.pts] = frame.to_ndarray(format="rgb24")
-            else:
-                sound += [piece.to_ndarray().reshape(-1) for piece in resampler.resample(frame)]
     if sound:
-        sound += [piece.to_ndarray().reshape(-1) for piece in resampler.resample(None)]
+        sound += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(None)]
     return pictures, sound, damaged

@@ -175,7 +175,7 @@ def _write_tokens(
     tokens: Mapping[str, list[npt.NDArray[np.float16]]],
 ) -> None:
     position = {key: row for row, key in enumerate(sample_ids.texts(index["key"]))}
-    rows = index.take([position[clip.key] for clip in clips])
+    rows = index.take(pa.array([position[clip.key] for clip in clips], pa.int64()))
     widths = {name: width for tower in towers.streams.values() for name, width in tower.items()}
     for stream, width in widths.items():
         values = tokens.get(stream, [])

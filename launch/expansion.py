@@ -1,0 +1,102 @@
+"""The expansion stage: `lsb.expand` over a pool's store, every table of its answer written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lsb import ids as sample_ids
+from lsb.artifact import Counts, Part, Stage, fingerprint, read_json, run_stage, write_json
+from lsb.expand import ExpandConfig, expand
+from lsb.ids import IdArray
+from lsb.labelled import PROBABILITY, Labelled
+from lsb.store import Store
+
+EXPANSION_FILES = (
+    "candidates.parquet",
+    "seeds.parquet",
+    "hits.parquet",
+    "dropped.parquet",
+    "threshold.json",
+)
+
+
+def expand_stage(
+    root: Path,
+    pool: Stage,
+    gold: Stage,
+    *,
+    gold_labels: pa.Table,
+    thresholds: Mapping[str, float],
+    config: ExpandConfig,
+    round: int,
+    exclude: IdArray,
+) -> Stage:
+    """Choose the clips of one round, or reuse an equal choice.
+
+    Args:
+        root: folder of all stages.
+        pool: store of the pool, of the model that chooses.
+        gold: store of the gold clips, of the same model.
+        gold_labels: id, key, `label_<task>`; the model was not trained on these clips.
+        thresholds: task -> operating threshold of the model.
+        config: acquisition, seeds, LT, search, selection.
+        round: number of the round whose labels are chosen.
+        exclude: ids of clips that are labelled.
+
+    Returns:
+        A stage with the files `EXPANSION_FILES`, see `lsb.expand.Expansion`.
+    """
+    work = partial(
+        _write_expansion, pool.path, gold.path, gold_labels, thresholds, config, round, exclude
+    )
+    return run_stage(
+        root,
+        "expand",
+        config={"expand": asdict(config), "round": round, "thresholds": dict(thresholds)},
+        inputs={
+            "pool": pool.content,
+            "gold": gold.content,
+            "labelled": fingerprint(sample_ids.to_hex(exclude)),
+            "gold labels": fingerprint(gold_labels.to_pylist()),
+        },
+        parts=[Part("candidates", EXPANSION_FILES, work)],
+    )
+
+
+def read_threshold(stage: Stage) -> dict[str, Any] | None:
+    """LT of an expansion as a dictionary, None for none."""
+    threshold: dict[str, Any] | None = read_json(stage.path / "threshold.json")["threshold"]
+    return threshold
+
+
+def _write_expansion(
+    pool: Path,
+    gold: Path,
+    labels: pa.Table,
+    thresholds: Mapping[str, float],
+    config: Any,
+    number: int,
+    exclude: IdArray,
+    output: Path,
+) -> Counts:
+    """Expand over the pool's store and write every table of the answer."""
+    gold_store = Store.open(gold)
+    ids = sample_ids.from_arrow(labels["id"])
+    columns = [PROBABILITY + task for task in thresholds]
+    scored = gold_store.take(ids, columns)
+    for name in columns:
+        labels = labels.append_column(name, scored[name].cast(pa.float64()))
+    labelled = Labelled.from_table(labels, gold_store.vectors(ids), thresholds)
+    expansion = expand(Store.open(pool), labelled, config, round=number, exclude=exclude)
+    for name in ("candidates", "seeds", "hits", "dropped"):
+        pq.write_table(getattr(expansion, name), output / f"{name}.parquet")
+    threshold = asdict(expansion.threshold) if expansion.threshold else None
+    write_json(output / "threshold.json", {"threshold": threshold, "refusal": expansion.refusal})
+    return expansion.counts

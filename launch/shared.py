@@ -1,0 +1,100 @@
+"""What all arms of a run share: data, frozen tokens, whitening, and how a model is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from launch.run_folder import RunFolder
+from launch.settings import Settings
+from lsb.artifact import Stage
+from lsb.labelled import LABEL
+from vlmae.data.prefix_cache import PrefixCache, cache_prefix
+from vlmae.data.prepare import prepare, read_truth
+from vlmae.data.whitening import whiten
+from vlmae.evaluation import evaluate
+from vlmae.training import cached, train
+
+Say = Callable[[str], None]
+# Clips whose frozen tokens the whitening may read: it needs no label, and no test clip may help.
+UNLABELLED_SPLITS = ("first", "pool")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all arms read.
+
+    Attributes:
+        data: the prepared data set.
+        cache: frozen tokens of all its clips.
+        whitened: whitening of the tokens, fitted on unlabelled clips.
+        truth: id, key, split and `label_<task>` of every clip that can be decoded.
+        seconds: what these stages cost.
+    """
+
+    data: Stage
+    cache: PrefixCache
+    whitened: Stage
+    truth: pa.Table
+    seconds: dict[str, float]
+
+
+def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
+    """Prepare the data and compute the frozen tokens, or reuse both."""
+    say("prepare")
+    data = folder.use(prepare(settings.stages, settings.prepare))
+    say("cache")
+    tokens = folder.use(
+        cache_prefix(
+            settings.stages, data, vl=settings.vl, audio=settings.audio, config=settings.prefix
+        )
+    )
+    cache = PrefixCache(tokens)
+    components = int(settings.model["components"])
+    whitened = folder.use(
+        whiten(settings.stages, cache, components=components, splits=UNLABELLED_SPLITS)
+    )
+    truth = read_truth(data)
+    labels = {task: truth[task] for task in settings.tasks}
+    truth = truth.select(["id", "key", "split"])
+    for task, column in labels.items():
+        truth = truth.append_column(LABEL + task, column)
+    truth, _ = cached(truth, cache)  # nobody can label what cannot be decoded
+    seconds = {"prepare": data.seconds, "cache": tokens.seconds, "whiten": whitened.seconds}
+    return Shared(data, cache, whitened, truth, seconds)
+
+
+def train_stage(settings: Settings, shared: Shared, labelled: pa.Table, gold: pa.Table) -> Stage:
+    """Train on labels; gold labels choose the operating thresholds only."""
+    return train(
+        settings.stages,
+        shared.cache,
+        shared.whitened,
+        labelled=labelled,
+        validation=gold,
+        model=settings.model,
+        task_weights=settings.task_weights,
+        optimizer=settings.optimizer,
+        config=settings.train,
+    )
+
+
+def evaluate_stage(settings: Settings, shared: Shared, trained: Stage) -> Stage:
+    """Measure a checkpoint on the test split."""
+    return evaluate(
+        settings.stages,
+        shared.cache,
+        trained,
+        test=of_split(shared.truth, "test"),
+        config=settings.evaluate,
+    )
+
+
+def of_split(truth: pa.Table, split: str) -> pa.Table:
+    """Rows of one split, with the source under which their labels are known."""
+    kept = [index for index, name in enumerate(truth["split"].to_pylist()) if name == split]
+    rows = truth.take(kept)
+    source = pa.array(["gold"] * rows.num_rows, pa.string())
+    return rows.drop_columns(["split"]).append_column("source", source)
