@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.tree import Tree
 
 from lsb.ledger import Ledger, Row
 
@@ -57,40 +57,44 @@ def _newest_first(path: Path) -> tuple[float, str]:
     return -path.stat().st_mtime, str(path)
 
 
-def _chain(ledger: Ledger, key: str, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    columns = ("clip", "round", "arm", "reason", "seed", "similarity", "LT", "checkpoint", "store")
-    for column in (*columns, "labels"):
-        table.add_column(column, overflow="fold")
-    seen: set[str] = set()
-    clip: str | None = key
-    while clip is not None and clip not in seen:
-        indent = "  " * len(seen) + ("from " if seen else "")
-        seen.add(clip)
+def _chain(ledger: Ledger, key: str, title: str) -> Tree:
+    tree = Tree(title, guide_style="dim")
+    branch, clip, seen = tree.add(key), key, {key}
+    while True:
         chosen = ledger.candidacies(clip)
-        labels = "\n".join(_label(row) for row in ledger.annotations(clip)) or "none"
-        if not chosen:
-            table.add_row(indent + clip, *["-"] * (len(columns) - 1), labels)
         for row in chosen:
-            table.add_row(indent + clip, *_candidacy(row), labels)
+            branch.add(_reason(row))
+            branch.add(f"checkpoint {row['checkpoint_hash']}\nstore {row['store_hash']}")
+        for line in _labels(ledger.annotations(clip)):
+            branch.add(line)
         seeds = [row["seed_key"] for row in chosen if row["seed_key"] is not None]
-        clip = seeds[-1] if seeds else None
-    return table
+        if not seeds or seeds[-1] in seen:
+            return tree
+        clip = seeds[-1]
+        seen.add(clip)
+        branch = branch.add(f"from {clip}")
 
 
-def _candidacy(row: Row) -> list[str]:
-    seed = "\n".join(part for part in (row["seed_key"], row["seed_kind"], row["task"]) if part)
-    values = [row["round"], row["arm"], row["reason"], seed, row["similarity"]]
-    values += [row["lookalike_threshold"], row["checkpoint_hash"], row["store_hash"]]
-    texts = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
-    return ["-" if value in (None, "") else text for value, text in zip(values, texts, strict=True)]
+def _reason(row: Row) -> str:
+    text = f"round {row['round']}, arm {row['arm']}: {row['reason']}"
+    if row["seed_key"] is None:
+        return text
+    kind = ", ".join(part for part in (row["seed_kind"], row["task"]) if part)
+    if row["seed_key"] == row["key"]:
+        return f"{text} ({kind})"
+    text = f"{text} of {row['seed_key']} ({kind}), similarity {row['similarity']:.4f}"
+    limit = row["lookalike_threshold"]
+    return text + (", no LT" if limit is None else f", LT {limit:.4f}")
 
 
-def _label(row: Row) -> str:
-    return (
-        f"{row['task']}={row['label']} {row['source']} by {row['labeller']} "
-        f"in round {row['round']} at {row['labelled_at']}"
-    )
+def _labels(rows: list[Row]) -> list[str]:
+    """One line for all labels that came together."""
+    together: dict[str, list[str]] = {}
+    for row in rows:
+        origin = f"{row['source']} by {row['labeller']} in round {row['round']}"
+        line = f"{origin} at {row['labelled_at']}"
+        together.setdefault(line, []).append(f"{row['task']}={row['label']}")
+    return [f"{' '.join(labels)}: {line}" for line, labels in together.items()] or ["no label"]
 
 
 if __name__ == "__main__":
