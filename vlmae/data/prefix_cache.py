@@ -15,8 +15,9 @@ policy, so tokens of other weights or other clips are never picked up.
 from __future__ import annotations
 
 import json
+import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,28 +143,52 @@ def _cache_shard(
         )
         group.clear()
 
-    for sample in wds.WebDataset(str(folder / f"{shard}.tar"), shardshuffle=False):
+    for key, media, title in _samples(folder / f"{shard}.tar", sample_ids.texts(index["key"])):
         try:
             group.append(
                 decode_clip(
-                    sample["mp4"],
-                    key=sample["__key__"],
-                    title=json.loads(sample["json"])["title"],
+                    media,
+                    key=key,
+                    title=title,
                     frames=config.frames,
                     sample_rate=towers.sample_rate,
                 )
             )
         except BadClipError as bad:
-            skipped.append((sample["__key__"], bad.reason))
+            skipped.append((key, bad.reason))
         if len(group) == CLIPS_AT_A_TIME:
             encode()
     if group:
         encode()
     _write_tokens(output, shard, towers, index, clips, tokens)
     _write_skipped(output, shard, skipped)
-    missing = Counter(f"no audio: {clip.audio_missing}" for clip in clips if clip.audio_missing)
+    missing = Counter(f"masked: {clip.audio_missing}" for clip in clips if clip.audio_missing)
     reasons = Counter(f"skipped: {reason}" for _, reason in skipped)
     return {"clips": len(clips), "skipped": len(skipped), **missing, **reasons}
+
+
+def _samples(tar: Path, keys: Sequence[str]) -> Iterator[tuple[str, bytes, str]]:
+    """Key, media and title of every clip of a shard.
+
+    Raises:
+        ValueError: the tar does not hold exactly the clips of its index, in their order.
+    """
+    read: list[str] = []
+    damage = ""
+    try:
+        for sample in wds.WebDataset(str(tar), shardshuffle=False, empty_check=False):
+            key, media, title = sample["__key__"], sample["mp4"], json.loads(sample["json"])["title"]
+            read.append(key)
+            yield key, media, title
+    except (tarfile.TarError, KeyError, ValueError) as error:
+        damage = f"{type(error).__name__}: {error.args[0] if error.args else error}"
+    if read != list(keys):
+        found = sum(a == b for a, b in zip(read, keys, strict=False))
+        raise ValueError(
+            f"{tar} is damaged: it holds {found} of the {len(keys)} clips of its index "
+            f"({damage or 'it ends early'}): "
+            "delete it and run vlmae.prepare or the round again, only this part is redone"
+        )
 
 
 def _write_tokens(
