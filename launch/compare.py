@@ -21,6 +21,16 @@ from launch.summary import print_summary, summarise
 from lsb.artifact import write_json
 from vlmae.config import command, compose_config
 
+# What a preset of `conf/arm` chooses; an override of it would make all arms alike.
+OF_AN_ARM = (
+    "acquisition",
+    "acquisition.name",
+    "broadening",
+    "threshold",
+    "threshold.mode",
+    "arm_name",
+)
+
 
 def task_overrides() -> list[str]:
     """The command line's overrides."""
@@ -35,7 +45,14 @@ def arm_settings(settings: Settings, overrides: Sequence[str]) -> list[Settings]
         overrides: of the command line; each arm is composed with them and its own preset.
     """
     shared = [override for override in overrides if not override.startswith("arm=")]
-    others = (arm for arm in settings.arms if arm != settings.arm)
+    others = [arm for arm in settings.arms if arm != settings.arm]
+    for override in shared if others else ():
+        key = override.lstrip("+~").split("=")[0].split("@")[0]
+        if key in OF_AN_ARM:
+            raise ValueError(
+                f"{override} would change every arm of arms={others} under its old name: add "
+                "arms=[], or make a preset in conf/arm"
+            )
     composed = (compose_config("round", [*shared, f"arm={arm}"]) for arm in others)
     return [settings, *(Settings.from_config(config) for config in composed)]
 

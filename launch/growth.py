@@ -142,6 +142,8 @@ def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> 
             gold["id"].to_pylist(), keys, gold[LABEL + task].to_pylist(), strict=True
         )
     ]
+    if not known:
+        raise ValueError("no gold clip can be decoded: give data.gold at least a few clips")
     columns = [list(column) for column in zip(*known, strict=True)]
     trusted = annotation_table(
         columns[0], columns[1], columns[2], columns[3], source="gold", labeller="gold"
@@ -169,12 +171,16 @@ def _expand(
     number: int,
     clock: _Clock,
 ) -> _Brought:
-    threads = settings.train.threads
-    cached_model = (settings.stages, shared.cache, trained)
-    pool, gold = (
-        clock.run("embed", partial(embed, *cached_model, split=split, threads=threads))
-        for split in ("pool", "gold")
+    made_by = partial(
+        embed,
+        settings.stages,
+        shared.cache,
+        trained,
+        threads=settings.train.threads,
+        inputs=settings.train.inputs,
+        seed=settings.train.seed,
     )
+    pool, gold = (clock.run("embed", partial(made_by, split=split)) for split in ("pool", "gold"))
     checkpoint = load_checkpoint(trained.path / CHECKPOINT, shared.cache.identities)
     stage = clock.run(
         "expand",

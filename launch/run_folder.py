@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lsb.artifact import Stage, fingerprint, read_json, write_json
 
 FORMAT = "vlmae-run"
@@ -50,7 +52,7 @@ class RunFolder:
                 changed = "; ".join(differences(held["config"], dict(identity))[:3])
                 raise ValueError(
                     f"{path} holds a run of another configuration ({changed}): give this one "
-                    f"another name with name=<name>, or delete the old one: rm -r {path}"
+                    f"another name with name=<name>, or move the old folder away"
                 )
             self._record["stages"] = held["stages"]
 
@@ -59,9 +61,14 @@ class RunFolder:
         if stage.path.name not in self.made:
             (self.reused if stage.reused else self.made).add(stage.path.name)
         if stage.path.name not in self._record["stages"]:
-            self._record["stages"].append(stage.path.name)
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self._file, self._record)
+            # Another process may compare other arms under the same name.
+            with FileLock(self.path / ".run.lock"):
+                if self._file.is_file():
+                    self._record["stages"] = read_run(self._file)["stages"]
+                if stage.path.name not in self._record["stages"]:
+                    self._record["stages"].append(stage.path.name)
+                write_json(self._file, self._record)
         return stage
 
 
@@ -72,10 +79,13 @@ def read_run(file: Path) -> dict[str, Any]:
         ValueError: of another format or version.
     """
     record: dict[str, Any] = read_json(file)
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} is not a run's: delete this file (the labels beside it stay)")
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ValueError(
             f"{file} has format {record.get('format')!r} version {record.get('version')!r}, this "
-            f"release reads {FORMAT!r} version {VERSION}: rename or delete {file.parent}"
+            f"release reads {FORMAT!r} version {VERSION}: use the release that wrote it, or delete "
+            "this file (the labels beside it stay)"
         )
     return record
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig
+from typing_extensions import TypedDict
 
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.search.exact import SearchConfig
 from lsb.selection import SelectionConfig
 from lsb.threshold import ThresholdConfig
-from vlmae.config import as_dict
+from vlmae.config import as_dict, build, checked
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.data.prepare import TASKS, PrepareConfig
 from vlmae.evaluation import EvaluateConfig
@@ -22,6 +24,23 @@ from vlmae.training import TrainConfig
 
 # Keys that say where and how fast, not what: a run may be continued with other values.
 NOT_IDENTITY = ("runs", "rounds", "arms", "controls")
+
+
+KINDS: dict[str, Any] = {
+    "name": str,
+    "runs": str,
+    "rounds": int,
+    "arm_name": str,
+    "arms": list[str],
+    "controls": bool,
+}
+
+
+class OracleOptions(TypedDict):
+    """Options of the simulated annotator."""
+
+    noise: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,7 @@ class Settings:
     train: TrainConfig
     evaluate: EvaluateConfig
     expand: ExpandConfig
-    oracle: dict[str, Any]
+    oracle: OracleOptions
     identity: dict[str, Any]
 
     @property
@@ -88,16 +107,20 @@ class Settings:
             ValueError: a value is out of range or of the wrong kind; names the key.
         """
         values = cast(dict[str, Any], as_dict(config))
-        tasks = tuple(values["task"]["names"])
+        for key, kind in KINDS.items():
+            values[key] = checked(key, kind, values[key])
+        tasks = tuple(checked("task.names", list[str], values["task"]["names"]))
         unknown = sorted(set(tasks) - set(TASKS))
         if unknown:
             raise ValueError(f"task.names has {unknown}, the data have {list(TASKS)}")
         if values["rounds"] < 0:
             raise ValueError(f"rounds is {values['rounds']}: give 0 or more")
-        if not str(values["name"]).replace("-", "_").isidentifier():
-            raise ValueError(f"name is {values['name']!r}: use letters, digits, - and _ only")
-        acquisition = values["acquisition"]
-        untold = sorted(set(acquisition["task_weights"]) - set(tasks))
+        if values["name"] == "stages" or not re.fullmatch(r"[A-Za-z0-9_-]+", values["name"]):
+            raise ValueError(
+                f"name is {values['name']!r}: use letters, digits, - and _ only, and not 'stages'"
+            )
+        acquisition = build("acquisition", AcquisitionConfig, values["acquisition"])
+        untold = sorted(set(acquisition.task_weights) - set(tasks))
         if untold:
             raise ValueError(
                 f"acquisition.task_weights names {untold}, the model has the tasks {list(tasks)}"
@@ -111,23 +134,25 @@ class Settings:
             arms=tuple(values["arms"]),
             controls=values["controls"],
             tasks=tasks,
-            prepare=PrepareConfig.from_mapping(values["data"]),
+            prepare=build("data", PrepareConfig, values["data"]),
             vl=values["vl"],
             audio=values["audio"],
-            prefix=PrefixConfig(**values["prefix"]),
+            prefix=build("prefix", PrefixConfig, values["prefix"]),
             model=model,
-            task_weights=values["objective"]["weights"],
-            optimizer=OptimizerConfig(**values["optimizer"]),
-            train=TrainConfig(**values["trainer"]),
-            evaluate=EvaluateConfig(**values["evaluation"]),
-            expand=ExpandConfig(
-                acquisition=AcquisitionConfig(**acquisition),
-                broadening=BroadeningConfig(**values["broadening"]),
-                threshold=ThresholdConfig(**values["threshold"]),
-                search=SearchConfig(**values["search"]),
-                selection=SelectionConfig(**values["selection"]),
+            task_weights=checked(
+                "objective.weights", dict[str, float], values["objective"]["weights"]
             ),
-            oracle=values["oracle"],
+            optimizer=build("optimizer", OptimizerConfig, values["optimizer"]),
+            train=build("trainer", TrainConfig, values["trainer"]),
+            evaluate=build("evaluation", EvaluateConfig, values["evaluation"]),
+            expand=ExpandConfig(
+                acquisition=acquisition,
+                broadening=build("broadening", BroadeningConfig, values["broadening"]),
+                threshold=build("threshold", ThresholdConfig, values["threshold"]),
+                search=build("search", SearchConfig, values["search"]),
+                selection=build("selection", SelectionConfig, values["selection"]),
+            ),
+            oracle=checked("oracle", OracleOptions, values["oracle"]),
             identity=_identity(values),
         )
 

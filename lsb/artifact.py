@@ -33,7 +33,19 @@ from tqdm import tqdm
 
 FORMAT = "vlmae-stage"
 VERSION = 1
-RECORDED_PACKAGES = ("vlmae", "torch", "numpy", "av", "faiss-cpu", "faiss-gpu")
+RECORDED_PACKAGES = (
+    "vlmae",
+    "torch",
+    "torchaudio",
+    "lightning",
+    "transformers",
+    "numpy",
+    "pyarrow",
+    "av",
+    "webdataset",
+    "faiss-cpu",
+    "faiss-gpu",
+)
 
 Counts = dict[str, int]
 
@@ -180,18 +192,19 @@ def run_stage(
             return open_stage(target, reused=False)
         started = time.monotonic()
         (partial / "parts").mkdir(parents=True, exist_ok=True)
-        for leftover in partial.glob(".tmp-*"):
-            shutil.rmtree(leftover)
-        earlier = _read_seconds(partial)
-        missing = [part for part in parts if not _is_recorded(partial, part.name)]
-        _make_parts(stage, partial, missing, total=len(parts), processes=processes)
-        manifest = _manifest(digest, key, parts, partial)
-        shutil.rmtree(partial / "parts")
-        write_json(partial / "manifest.json", manifest)
-        seconds = earlier + time.monotonic() - started
-        write_json(partial / "timing.json", {"seconds": round(seconds, 3)})
+        _remove_leftovers(partial)
+        if not (
+            partial / "manifest.json"
+        ).is_file():  # it is written last, when all parts are there
+            earlier = _seconds_of_parts(partial)
+            missing = [part for part in parts if not _is_recorded(partial, part.name)]
+            _make_parts(stage, partial, missing, total=len(parts), processes=processes)
+            seconds = earlier + time.monotonic() - started
+            write_json(partial / "timing.json", {"seconds": round(seconds, 3)})
+            write_json(partial / "manifest.json", _manifest(digest, key, parts, partial))
+        shutil.rmtree(partial / "parts", ignore_errors=True)
         os.replace(partial, target)
-        return Stage(target, manifest, seconds, reused=False)
+        return open_stage(target, verify=False, reused=False)
     finally:
         lock.release()
 
@@ -207,6 +220,8 @@ def open_stage(path: Path, *, verify: bool = True, reused: bool = True) -> Stage
             f"{path} has no manifest.json: it is not a finished stage; run the stage again"
         )
     manifest = read_json(path / "manifest.json")
+    if not isinstance(manifest, dict) or not {"parts", "content", "counts"} <= set(manifest):
+        raise StageError(f"{path}/manifest.json is not a stage's: delete {path} and run again")
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise StageError(
             f"{path} has format {manifest.get('format')!r} version {manifest.get('version')!r}, "
@@ -312,6 +327,7 @@ def _make_part(folder: Path, part: Part) -> None:
             },
             "counts": counts,
             "seconds": round(time.monotonic() - started, 3),
+            "versions": _versions(),
         }
         for name in part.files:
             os.replace(work / name, folder / name)
@@ -320,14 +336,23 @@ def _make_part(folder: Path, part: Part) -> None:
     write_json(folder / "parts" / f"{part.name}.json", record)
 
 
+def _remove_leftovers(partial: Path) -> None:
+    """Delete what a killed process was writing."""
+    for leftover in partial.glob(".tmp-*"):
+        shutil.rmtree(leftover)
+    for leftover in [*partial.glob(".*.tmp"), *partial.glob("parts/.*.tmp")]:
+        leftover.unlink()
+
+
 def _is_recorded(partial: Path, name: str) -> bool:
-    record = partial / "parts" / f"{name}.json"
-    if not record.is_file():
+    """Whether a part is whole and was made by the versions that are installed now."""
+    path = partial / "parts" / f"{name}.json"
+    if not path.is_file():
         return False
-    files = read_json(record)["files"]
-    return all(
-        (partial / file).is_file() and (partial / file).stat().st_size == entry["bytes"]
-        for file, entry in files.items()
+    record = read_json(path)
+    return record["versions"] == _versions() and all(
+        (partial / file).is_file() and file_sha256(partial / file) == entry["sha256"]
+        for file, entry in record["files"].items()
     )
 
 
@@ -370,8 +395,10 @@ def _versions() -> dict[str, str]:
 
 
 def _read_seconds(folder: Path) -> float:
-    """Seconds a stage has cost: of a finished one its total, of a partial one that of its parts."""
     timing = folder / "timing.json"
-    if timing.is_file():
-        return float(read_json(timing)["seconds"])
-    return sum(float(read_json(record)["seconds"]) for record in folder.glob("parts/*.json"))
+    return float(read_json(timing)["seconds"]) if timing.is_file() else 0.0
+
+
+def _seconds_of_parts(partial: Path) -> float:
+    """What a killed process has already spent on whole parts."""
+    return sum(float(read_json(record)["seconds"]) for record in partial.glob("parts/*.json"))

@@ -8,8 +8,10 @@ and a non-zero exit code; anything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -17,7 +19,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
+T = TypeVar("T")
 Command = Callable[[DictConfig], None]
 
 
@@ -50,6 +54,42 @@ def as_dict(config: DictConfig) -> dict[str, object]:
     return {str(key): value for key, value in container.items()}
 
 
+def build(group: str, kind: type[T], values: Mapping[str, Any]) -> T:
+    """A settings dataclass from a config group, every value checked against its annotation.
+
+    Args:
+        group: name of the group, for messages.
+        kind: the dataclass.
+        values: of the group.
+
+    Raises:
+        ValueError: names the key, what is wrong with it and the value.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{group} has no key {unknown[0]!r}, only {', '.join(known)}")
+    made: T = checked(group, kind, dict(values))
+    return made
+
+
+def checked(key: str, kind: Any, value: Any) -> Any:
+    """One config value, checked against a type.
+
+    Raises:
+        ValueError: names the key, what is wrong with it and the value.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        refused = first.get("ctx", {}).get("error")
+        if isinstance(refused, ValueError):  # by the dataclass itself: its message says it all
+            raise refused from None
+        place = ".".join([key, *map(str, first["loc"])])
+        raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}") from None
+
+
 def command(config_name: str) -> Callable[[Command], Callable[[], None]]:
     """Turn `main(config)` into a Hydra command with one-line errors.
 
@@ -61,8 +101,15 @@ def command(config_name: str) -> Callable[[Command], Callable[[], None]]:
         def guarded(config: DictConfig) -> None:
             try:
                 main(config)
-            except (ValueError, FileNotFoundError, OmegaConfBaseException) as error:
-                _fail(error, code=1)
+            except (
+                ValueError,
+                FileNotFoundError,
+                HydraException,
+                OmegaConfBaseException,
+            ) as error:
+                # Hydra wraps what a constructor refused; the refusal is what the user needs.
+                cause = error.__cause__
+                _fail(cause if isinstance(cause, ValueError) else error, code=1)
 
         def run() -> None:
             overrides = sys.argv[1:]

@@ -16,7 +16,16 @@ from vlmae.prediction import predict
 from vlmae.training import CHECKPOINT, prediction_columns
 
 
-def embed(root: Path, cache: PrefixCache, trained: Stage, *, split: str, threads: int) -> Stage:
+def embed(
+    root: Path,
+    cache: PrefixCache,
+    trained: Stage,
+    *,
+    split: str,
+    threads: int,
+    inputs: str = "both",
+    seed: int = 0,
+) -> Stage:
     """Embed a split with a checkpoint into a store of kind "fused", one part a shard.
 
     Args:
@@ -25,6 +34,8 @@ def embed(root: Path, cache: PrefixCache, trained: Stage, *, split: str, threads
         trained: a finished `train` stage.
         split: name of the split, e.g. "pool".
         threads: torch threads on CPU.
+        inputs: what the model was trained on, see `TrainConfig.inputs`.
+        seed: of shuffled audio.
 
     Returns:
         A stage that `lsb.store.Store.open` reads: L2-normalised float32 vectors of the fused
@@ -40,20 +51,32 @@ def embed(root: Path, cache: PrefixCache, trained: Stage, *, split: str, threads
     return run_stage(
         root,
         "embed",
-        config={"split": split, "threads": threads},
+        config={"split": split, "threads": threads, "inputs": inputs, "seed": seed},
         inputs={"cache": cache.stage.content, "train": trained.content},
         parts=[
-            Part(shard, part_files(shard), partial(_embed_shard, cache, path, shard, threads))
+            Part(
+                shard,
+                part_files(shard),
+                partial(_embed_shard, cache, path, shard, threads, inputs, seed),
+            )
             for shard in shards
         ],
     )
 
 
-def _embed_shard(cache: PrefixCache, path: Path, shard: str, threads: int, output: Path) -> Counts:
+def _embed_shard(
+    cache: PrefixCache,
+    path: Path,
+    shard: str,
+    threads: int,
+    inputs: str,
+    seed: int,
+    output: Path,
+) -> Counts:
     torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path, cache.identities)
     rows = cache.rows_of_shard(shard)
-    predictions = predict(checkpoint.model, cache, rows)
+    predictions = predict(checkpoint.model, cache, rows, inputs=inputs, seed=seed)
     norms = np.linalg.norm(predictions.embedding, axis=1, keepdims=True)
     table = cache.rows.take(rows).select(list(ROW_FIELDS))
     table = prediction_columns(table, checkpoint.model.tasks, predictions)

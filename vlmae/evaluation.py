@@ -14,6 +14,7 @@ import torch
 
 from lsb.artifact import Counts, Part, Stage, read_json, run_stage, write_json
 from vlmae.checkpoint import load_checkpoint
+from vlmae.data.batches import INPUTS
 from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.prefix_cache import PrefixCache
 from vlmae.metrics import bootstrap, operating_point
@@ -39,6 +40,21 @@ class EvaluateConfig:
     seed: int
     inputs: str
     threads: int
+
+    def __post_init__(self) -> None:
+        if self.resamples < 1 or self.threads < 1:
+            raise ValueError(
+                f"evaluation has resamples {self.resamples}, threads {self.threads}: give at least "
+                "1 each"
+            )
+        if not 0 < self.target_precision <= 1:
+            raise ValueError(
+                f"evaluation.target_precision is {self.target_precision}: give one in (0, 1]"
+            )
+        if self.inputs not in INPUTS:
+            raise ValueError(
+                f"evaluation.inputs is {self.inputs!r}: use one of {', '.join(INPUTS)}"
+            )
 
 
 def evaluate(

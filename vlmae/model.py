@@ -58,6 +58,8 @@ class VlmaeModel(nn.Module):
         super().__init__()
         if sorted(streams) != sorted(TOWERS):
             raise ValueError(f"streams must be given for {TOWERS}, got {sorted(streams)}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"model.dropout is {dropout}: give a share in [0, 1)")
         if not tasks:
             raise ValueError("tasks is empty: name at least one task")
         self.streams = {tower: dict(streams[tower]) for tower in TOWERS}

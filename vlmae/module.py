@@ -35,6 +35,14 @@ class OptimizerConfig:
     warmup: float
     clip_norm: float
 
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0 or not 0 <= self.warmup < 1 or self.weight_decay < 0:
+            raise ValueError(
+                f"optimizer has learning_rate {self.learning_rate}, warmup {self.warmup}, "
+                f"weight_decay {self.weight_decay}: give a rate above 0, a share in [0, 1) and a "
+                "decay of 0 or more"
+            )
+
 
 class VlmaeModule(LightningModule):
     """Trains on cached tokens; with `towers` it also reads decoded clips.

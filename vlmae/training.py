@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, run_stage
 from vlmae.checkpoint import build_model, save_checkpoint
-from vlmae.data.batches import CachedClips
+from vlmae.data.batches import INPUTS, CachedClips
 from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.prefix_cache import PrefixCache
 from vlmae.data.whitening import read_whitening
@@ -58,6 +60,21 @@ class TrainConfig:
     threads: int
     target_precision: float
     inputs: str
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.threads < 1:
+            raise ValueError(
+                f"trainer has epochs {self.epochs}, batch_size {self.batch_size}, threads "
+                f"{self.threads}: give at least 1 each"
+            )
+        if self.accelerator not in ("cpu", "gpu"):
+            raise ValueError(f"trainer.accelerator is {self.accelerator!r}: use cpu or gpu")
+        if not 0 < self.target_precision <= 1:
+            raise ValueError(
+                f"trainer.target_precision is {self.target_precision}: give one in (0, 1]"
+            )
+        if self.inputs not in INPUTS:
+            raise ValueError(f"trainer.inputs is {self.inputs!r}: use one of {', '.join(INPUTS)}")
 
 
 def train(
@@ -92,8 +109,6 @@ def train(
     Raises:
         ValueError: no labelled clip is in the cache.
     """
-    if config.accelerator not in ("cpu", "gpu"):
-        raise ValueError(f"trainer.accelerator must be cpu or gpu, got {config.accelerator!r}")
     tasks = list(model["tasks"])
     return run_stage(
         root,
@@ -180,7 +195,7 @@ def _fit(
         optimizer,
     )
     history = _History()
-    trainer = _trainer(config, optimizer, history)
+    trainer = _trainer(config, optimizer, history, output)
     loader = DataLoader(
         clips,
         batch_size=config.batch_size,
@@ -188,7 +203,11 @@ def _fit(
         generator=torch.Generator().manual_seed(config.seed),
         collate_fn=clips.collate,
     )
-    trainer.fit(module, loader)
+    try:
+        trainer.fit(module, loader)
+    except SIGTERMException:  # Lightning's has no exit code, so that a killed run looked finished
+        print("error: stopped by SIGTERM: run the same command to go on", file=sys.stderr)
+        raise SystemExit(143) from None
     history.write(output / "history.csv")
     validation, validation_rows = cached(validation, cache)
     model = module.model.to("cpu")
@@ -220,12 +239,18 @@ def _parameters(module: VlmaeModule) -> Counts:
     return {f"trainable: {part}": count for part, count in parts.items()}
 
 
-def _trainer(config: TrainConfig, optimizer: OptimizerConfig, history: Callback) -> Trainer:
+def _trainer(
+    config: TrainConfig, optimizer: OptimizerConfig, history: Callback, folder: Path
+) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Raised inside Lightning 2.6 about its own use of torch; nothing here can change it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     return Trainer(
         max_epochs=config.epochs,
+        # Inside a SLURM job Lightning would requeue by itself and start from checkpoints that it
+        # finds in the current folder: only `launch` requeues (design, contract 9).
+        plugins=[LightningEnvironment()],
+        default_root_dir=folder,
         accelerator=config.accelerator,
         devices=1,
         deterministic=True,

@@ -229,3 +229,12 @@ def test_why_prints_the_chain_of_a_lookalike(tiny: TinyRun) -> None:
     assert done.returncode == 0, done.stderr
     for expected in (key, row["seed_key"], row["checkpoint_hash"][:12], "oracle"):
         assert expected in done.stdout
+
+
+def test_sigterm_in_training_is_no_success(tiny: TinyRun, tmp_path: Path) -> None:
+    folder = tiny.copy_of_shared_stages(tmp_path)
+    patch = KILLS["training"].replace("SIGKILL", "SIGTERM")
+    done = run_python(str(driver(folder, patch)), *ONLY_THE_ROUND, cwd=folder)
+    assert done.returncode == 143, done.stderr
+    assert "stopped by SIGTERM: run the same command to go on" in done.stderr
+    assert not (folder / "runs" / "tiny" / "summary.json").exists()

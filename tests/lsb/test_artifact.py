@@ -193,3 +193,38 @@ def test_kill_leaves_no_orphans_and_the_next_run_gives_the_same_bytes(tmp_path: 
     assert "".join((path / f"{name}.txt").read_text() for name in "abcd") == "abcd"
     recorded = open_stage(path).manifest["parts"]["c"]["files"]["c.txt"]["sha256"]
     assert recorded == hashlib.sha256(b"c").hexdigest()
+
+
+def test_killed_at_the_rename_nothing_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    rename = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(source).name.endswith(".partial"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path, made)
+    assert len(made) == 3
+    finished = stage(tmp_path, made)
+    assert len(made) == 3
+    assert sorted(path.name for path in finished.path.iterdir()) == sorted(
+        [*finished.files, "manifest.json", "timing.json"]
+    )
+
+
+def test_damaged_part_of_a_killed_stage_is_made_again(tmp_path: Path) -> None:
+    made: list[str] = []
+    undisturbed = stage(tmp_path / "one", [])
+    with pytest.raises(RuntimeError):
+        stage(tmp_path / "two", made, fail="c")
+    partial = next((tmp_path / "two").glob("*.partial"))
+    whole = next(partial.glob("a*"))
+    whole.write_bytes(bytes(len(whole.read_bytes())))
+    assert stage(tmp_path / "two", made).content == undisturbed.content
+    assert made.count("a") == 2

@@ -112,7 +112,6 @@ def _read(
     pictures: dict[int, npt.NDArray[np.uint8]] = {}
     sound: list[npt.NDArray[np.float32]] = []
     damaged = ""
-    # FFmpeg's own mix to mono makes two equal channels 3 dB louder; ours is their mean.
     resampler = av.AudioResampler(format="fltp", rate=sample_rate)
     streams = [container.streams.video[0], *container.streams.audio[:1]]
     streams = [stream for stream in streams if stream.codec_context is not None]
@@ -125,10 +124,16 @@ def _read(
                     if frame.pts in wanted and frame.pts not in pictures:
                         pictures[frame.pts] = frame.to_ndarray(format="rgb24")
                 else:
-                    sound += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame)]
+                    sound += [_mono(piece) for piece in resampler.resample(frame)]
         except (av.error.FFmpegError, ValueError) as error:
             # The resampler's ValueError: the sound changed its rate or channels on the way.
             damaged = str(error)
     if sound:
-        sound += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(None)]
+        sound += [_mono(piece) for piece in resampler.resample(None)]
     return pictures, sound, damaged
+
+
+def _mono(frame: av.AudioFrame) -> npt.NDArray[np.float32]:
+    """Mean of the channels: FFmpeg's own mix makes two equal ones 3 dB louder."""
+    mixed: npt.NDArray[np.float32] = frame.to_ndarray().mean(axis=0)
+    return mixed

@@ -57,6 +57,15 @@ class PrefixConfig:
     threads: int
     skip_limit: float
 
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.processes < 1 or self.threads < 1:
+            raise ValueError(
+                f"prefix has frames {self.frames}, processes {self.processes}, threads "
+                f"{self.threads}: give at least 1 each"
+            )
+        if not 0 <= self.skip_limit <= 1:
+            raise ValueError(f"prefix.skip_limit is {self.skip_limit}: give a share in [0, 1]")
+
 
 def cache_prefix(
     root: Path,
@@ -176,18 +185,21 @@ def _samples(tar: Path, keys: Sequence[str]) -> Iterator[tuple[str, bytes, str]]
     read: list[str] = []
     damage = ""
     try:
-        for sample in wds.WebDataset(str(tar), shardshuffle=False, empty_check=False):
-            key, media, title = sample["__key__"], sample["mp4"], json.loads(sample["json"])["title"]
-            read.append(key)
-            yield key, media, title
+        # No node splitter: a part reads its whole shard, also where WORLD_SIZE is set.
+        for sample in wds.WebDataset(
+            str(tar), shardshuffle=False, empty_check=False, nodesplitter=None
+        ):
+            media, title = sample["mp4"], json.loads(sample["json"])["title"]
+            read.append(sample["__key__"])
+            yield sample["__key__"], media, title
     except (tarfile.TarError, KeyError, ValueError) as error:
         damage = f"{type(error).__name__}: {error.args[0] if error.args else error}"
     if read != list(keys):
         found = sum(a == b for a, b in zip(read, keys, strict=False))
         raise ValueError(
             f"{tar} is damaged: it holds {found} of the {len(keys)} clips of its index "
-            f"({damage or 'it ends early'}): "
-            "delete it and run vlmae.prepare or the round again, only this part is redone"
+            f"({damage or 'it ends early'}): delete it and run vlmae.prepare or the round again, "
+            "only this part is redone"
         )
 
 

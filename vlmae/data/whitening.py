@@ -40,7 +40,7 @@ def whiten(root: Path, cache: PrefixCache, *, components: int, splits: Sequence[
     narrowest = min(cache.stream_widths.values())
     if not 1 <= components <= narrowest:
         raise ValueError(
-            f"whitening.components is {components}: give one from 1 to {narrowest}, the width of "
+            f"model.components is {components}: give one from 1 to {narrowest}, the width of "
             "the narrowest stream"
         )
     return run_stage(
@@ -94,7 +94,7 @@ def _fit(cache: PrefixCache, components: int, splits: Sequence[str], output: Pat
         if len(means) <= components:
             raise ValueError(
                 f"stream {stream!r} has {len(means)} clips in {list(splits)} for "
-                f"whitening.components={components}: prepare more clips or keep fewer components"
+                f"model.components={components}: prepare more clips or keep fewer components"
             )
         mean, mapping = principal_map(np.stack(means).reshape(-1, width), components)
         tensors[f"{stream}.mean"], tensors[f"{stream}.map"] = mean, mapping.contiguous()

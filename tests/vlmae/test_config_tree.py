@@ -1,0 +1,137 @@
+"""Every file of conf/ composes and is accepted; a typo is one line on stderr."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from launch.settings import Settings
+from vlmae.config import as_dict, compose_config, conf_dir
+from vlmae.data.prepare import PrepareConfig
+
+CONF = Path(conf_dir())
+# `command` is the frame of every command, not a choice.
+GROUPS = sorted(
+    path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("command",)
+)
+OPTIONS = [
+    f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))
+]
+
+
+def composed(*overrides: str) -> Settings:
+    return Settings.from_config(compose_config("round", list(overrides)))
+
+
+def test_conf_dir_holds_the_roots() -> None:
+    assert (CONF / "round.yaml").is_file()
+    assert (CONF / "prepare.yaml").is_file()
+    assert len(OPTIONS) > 30
+    assert {"experiment", "debug", "fusion", "arm"} <= set(GROUPS)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_is_accepted(option: str) -> None:
+    settings = composed(option)
+    assert settings.tasks
+    group, name = option.split("=")
+    if group == "arm":
+        assert settings.arm == name
+    if group == "experiment":
+        assert settings.name == name
+        assert settings.folder == Path("runs") / name
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_composes_with_its_arms_and_every_fusion(file: Path) -> None:
+    main = composed(f"experiment={file.stem}")
+    for arm in main.arms:
+        other = composed(f"experiment={file.stem}", f"arm={arm}")
+        assert other.arm == arm
+        assert other.expand.selection == main.expand.selection, "arms have equal budgets"
+    for fusion in (CONF / "fusion").glob("*.yaml"):
+        chosen = composed(f"experiment={file.stem}", f"fusion={fusion.stem}")
+        assert chosen.model["fusion"] != main.model["fusion"] or fusion.stem == "cross_attention"
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "debug").glob("*.yaml")), ids=lambda p: p.stem)
+def test_debug_configs_override_experiments(file: Path) -> None:
+    settings = composed("experiment=demo", f"debug={file.stem}")
+    assert settings.name == f"debug_{file.stem}"
+    assert settings.arms == ()
+
+
+@pytest.mark.parametrize("data", sorted((CONF / "data").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("size", sorted((CONF / "size").glob("*.yaml")), ids=lambda p: p.stem)
+def test_prepare_composes(data: Path, size: Path) -> None:
+    config = compose_config("prepare", [f"data={data.stem}", f"size={size.stem}"])
+    prepared = PrepareConfig.from_mapping(as_dict(config.data))
+    assert prepared.name == data.stem
+    assert prepared.first == OmegaConf.load(size).first
+
+
+def test_threshold_and_broadening_belong_to_the_arm() -> None:
+    broad, plain = composed("arm=lsb_lt").expand, composed("arm=entropy").expand
+    assert broad.broadening.entropy > 0
+    assert broad.threshold.mode == "calibrated"
+    assert plain.broadening.entropy == 0
+    assert plain.threshold.mode == "none"
+
+
+def test_identity_leaves_out_where_and_how_fast() -> None:
+    base = composed("experiment=tiny").identity
+    same = composed("experiment=tiny", "runs=/elsewhere", "prefix.processes=9", "data.processes=3")
+    assert same.identity == base
+    assert composed("experiment=tiny", "trainer.seed=1").identity != base
+    assert composed("experiment=tiny", "prefix.frames=4").identity != base
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.names=[relevance,violence]", r"task\.names has \['violence'\]"),
+        ("rounds=-1", "rounds is -1"),
+        ("name=a/b", "name is 'a/b'"),
+        ("acquisition.task_weights={policy: 1.0}", r"task_weights names \['policy'\]"),
+        ("+data.colour=red", r"unknown data keys \['colour'\]"),
+        ("data.broken=0.9", r"data\.broken is 0\.9"),
+    ],
+)
+def test_values_out_of_range_name_the_key(override: str, message: str) -> None:
+    if override.startswith("acquisition.task_weights"):
+        override = "+acquisition.task_weights.policy=1.0"
+    with pytest.raises(ValueError, match=message):
+        composed(override)
+
+
+def test_as_dict_wants_a_mapping() -> None:
+    with pytest.raises(ValueError, match="expected a config mapping, got list"):
+        as_dict(OmegaConf.create([1]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("arm=lsbx", "lsb_lt"), ("experiement=demo", "experiement")],
+)
+def test_typo_is_one_line_and_leaves_nothing(tmp_path: Path, override: str, expected: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.round", override],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert expected in lines[0]
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())

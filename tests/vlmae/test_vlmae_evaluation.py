@@ -1,0 +1,145 @@
+"""Evaluation and embedding of a trained checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lsb.artifact import Stage
+from lsb.ids import from_arrow
+from lsb.labelled import LABEL
+from lsb.store import Store
+from vlmae.checkpoint import load_checkpoint
+from vlmae.data.prefix_cache import PrefixCache
+from vlmae.embedding import embed
+from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics
+from vlmae.metrics import average_precision, operating_point, recall_at_precision
+from vlmae.prediction import predict
+from vlmae.training import CHECKPOINT
+
+LabelTable = Callable[..., pa.Table]
+TASKS = ["relevance", "unsafe"]
+CONFIG = EvaluateConfig(target_precision=0.8, resamples=40, seed=0, inputs="both", threads=1)
+
+
+def test_metrics_are_those_of_the_predictions(
+    stages: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+) -> None:
+    test = labels_of("test")
+    stage = evaluate(stages, cache, trained, test=test, config=CONFIG)
+    metrics = read_metrics(stage)
+    table = pq.read_table(stage.path / "predictions.parquet")
+    thresholds = load_checkpoint(trained.path / CHECKPOINT, cache.identities).thresholds
+    assert list(metrics) == TASKS
+    assert stage.counts == {"clips": table.num_rows, "clips skipped": 0}
+    for task in TASKS:
+        scores = table[f"probability_{task}"].to_numpy().astype(np.float64)
+        truth = table[LABEL + task].to_numpy() == 1
+        found = metrics[task]
+        assert found["clips"] == len(truth)
+        assert found["positives"] == truth.sum()
+        recall = found["recall_at_p80"]
+        assert recall["value"] == recall_at_precision(scores, truth, 0.8)
+        assert recall["low"] <= recall["high"]
+        average = found["average_precision"]
+        assert average["value"] == pytest.approx(average_precision(scores, truth))
+        assert average["low"] < average["high"]
+        point = dataclasses.asdict(operating_point(scores, truth, thresholds[task]))
+        expected = {name: None if np.isnan(value) else value for name, value in point.items()}
+        assert found["at_threshold"] == expected
+
+
+def test_labels_of_the_table_meet_their_own_clips(
+    stages: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+) -> None:
+    test = labels_of("test")
+    truth = dict(zip(test["key"].to_pylist(), test[LABEL + "relevance"].to_pylist(), strict=True))
+    turned = test.take(list(range(test.num_rows))[::-1])
+    ours = evaluate(stages, cache, trained, test=test, config=CONFIG)
+    assert evaluate(stages, cache, trained, test=turned, config=CONFIG).path == ours.path
+    table = pq.read_table(ours.path / "predictions.parquet")
+    assert (
+        dict(zip(table["key"].to_pylist(), table[LABEL + "relevance"].to_pylist(), strict=True))
+        == truth
+    )
+    rows = cache.rows_of(from_arrow(table["id"]))
+    assert cache.rows.take(rows)["key"].to_pylist() == table["key"].to_pylist()
+
+
+def test_skipped_clips_are_counted(
+    tmp_path: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+) -> None:
+    pool = labels_of("pool")
+    stage = evaluate(tmp_path, cache, trained, test=pool, config=CONFIG)
+    skipped = set(cache.skipped()["key"].to_pylist()) & set(pool["key"].to_pylist())
+    assert skipped
+    assert stage.counts["clips skipped"] == len(skipped)
+
+
+def test_a_task_without_test_labels_is_null_and_stops_nothing(
+    tmp_path: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+) -> None:
+    test = labels_of("test", blank=["unsafe"])
+    metrics = read_metrics(evaluate(tmp_path, cache, trained, test=test, config=CONFIG))
+    assert metrics["unsafe"]["clips"] == 0
+    nothing = {"value": None, "low": None, "high": None}
+    assert metrics["unsafe"]["average_precision"] == nothing
+    assert metrics["unsafe"]["recall_at_p80"] == nothing
+    assert metrics["relevance"]["average_precision"]["value"] is not None
+
+
+def test_controls_are_measured_apart(
+    tmp_path: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+) -> None:
+    tables = {}
+    for inputs in ("both", "vl", "audio", "shuffled_audio"):
+        config = dataclasses.replace(CONFIG, inputs=inputs)
+        stage = evaluate(tmp_path, cache, trained, test=labels_of("test"), config=config)
+        tables[inputs] = pq.read_table(stage.path / "predictions.parquet")
+    probabilities = {k: t["probability_relevance"].to_pylist() for k, t in tables.items()}
+    assert len({tuple(values) for values in probabilities.values()}) == 4
+    assert tables["vl"]["vl_probability_unsafe"] == tables["both"]["vl_probability_unsafe"]
+    assert len(set(tables["vl"]["audio_probability_unsafe"].to_pylist())) == 1
+
+
+def test_embedding_opens_as_a_store(stages: Path, cache: PrefixCache, trained: Stage) -> None:
+    stage = embed(stages, cache, trained, split="pool", threads=1)
+    store = Store.open(stage.path)
+    assert store.kind == "fused"
+    assert store.dimension == 3 * 16
+    assert list(stage.manifest["parts"]) == cache.shards_of("pool")
+    rows = np.concatenate([cache.rows_of_shard(shard) for shard in cache.shards_of("pool")])
+    assert len(store) == len(rows)
+    assert (store.ids == cache.ids[rows]).all()
+    model = load_checkpoint(trained.path / CHECKPOINT, cache.identities).model
+    predictions = predict(model, cache, rows)
+    vectors = store.vectors(cache.ids[rows])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    norms = np.linalg.norm(predictions.embedding, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors, predictions.embedding / norms, atol=1e-5)
+    table = store.rows()
+    for prefix in ("probability", "vl_probability", "audio_probability"):
+        values = np.stack([table[f"{prefix}_{task}"].to_numpy() for task in TASKS], axis=1)
+        np.testing.assert_allclose(values, getattr(predictions, prefix), atol=1e-5)
+    assert table["offset"].to_pylist() == cache.rows.take(rows)["offset"].to_pylist()
+
+
+def test_predictions_do_not_depend_on_batches(cache: PrefixCache, trained: Stage) -> None:
+    model = load_checkpoint(trained.path / CHECKPOINT, cache.identities).model
+    rows = np.arange(23)
+    whole, pieces = predict(model, cache, rows), predict(model, cache, rows, batch_size=5)
+    np.testing.assert_allclose(whole.probability, pieces.probability, atol=1e-5)
+    np.testing.assert_allclose(whole.embedding, pieces.embedding, atol=1e-5)
+    assert predict(model, cache, rows[:0]).probability.shape == (0, 2)
+
+
+def test_unknown_split_is_refused(tmp_path: Path, cache: PrefixCache, trained: Stage) -> None:
+    with pytest.raises(ValueError, match="no clip of split 'train'"):
+        embed(tmp_path, cache, trained, split="train", threads=1)
+    assert not list(tmp_path.iterdir())
