@@ -103,11 +103,11 @@ def bootstrap(
 
 
 def choose_threshold(scores: FloatArray, labels: BoolArray, target: float) -> float:
-    """The lowest score cut that keeps precision at `target` on validation data with the most
-    recall.
+    """The score cut of most recall among those of precision `target` on validation data.
 
-    Where no cut reaches the target, the cut of highest precision, so that a model is never without
-    an operating point; what it gives is reported beside it. 0.5 where there is no positive.
+    Among cuts of equal recall the highest. Where no cut reaches the target, the cut of highest
+    precision, so that a model is never without an operating point; what it gives is reported beside
+    it. 0.5 where there is no positive.
     """
     _check(scores, labels)
     if not labels.any():

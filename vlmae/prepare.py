@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lsb.artifact import Stage
-from vlmae.config import as_dict, command
+from vlmae.config import as_dict, build, command
 from vlmae.data.prepare import BROKEN_KINDS, SPLITS, TASKS, PrepareConfig, prepare
 
 
@@ -40,7 +40,7 @@ def summarise(stage: Stage, config: PrepareConfig) -> Table:
 @command("prepare")
 def main(config: DictConfig) -> None:
     """Make or reuse the data set of the config groups `data` and `size`."""
-    chosen = PrepareConfig.from_mapping(as_dict(config.data))
+    chosen = build("data", PrepareConfig, as_dict(config.data))
     stage = prepare(Path(config.runs) / "stages", chosen)
     console = Console()
     console.print(summarise(stage, chosen))

@@ -1,60 +1,9 @@
-"""One undisturbed tiny run that several tests compare with, and how commands are run."""
+"""One undisturbed tiny run that several tests compare with."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-SHARED_STAGES = ("sources-*", "prepare-*", "cache-*", "whiten-*")
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the interpreter in `cwd` with one thread and a fixed table width."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-
-
-@dataclass(frozen=True)
-class TinyRun:
-    """A finished run of experiment=tiny."""
-
-    folder: Path
-    output: str
-
-    @property
-    def runs(self) -> Path:
-        return self.folder / "runs"
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.runs / "tiny" / "summary.json").read_text())
-
-    def copy_of_shared_stages(self, target: Path) -> Path:
-        """A fresh folder of runs that already has the data and the tokens."""
-        for pattern in SHARED_STAGES:
-            for stage in (self.runs / "stages").glob(pattern):
-                shutil.copytree(stage, target / "runs" / "stages" / stage.name)
-        return target
+from tiny_run import TinyRun, run_python
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import TinyRun, run_python
+from tiny_run import TinyRun, run_python
 
 from lsb.artifact import open_stage
 from lsb.ledger import Ledger

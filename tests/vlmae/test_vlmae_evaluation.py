@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from lsb.artifact import Stage
 from lsb.ids import from_arrow
 from lsb.labelled import LABEL
 from lsb.store import Store
-from vlmae.checkpoint import load_checkpoint
+from vlmae.checkpoint import build_model, load_checkpoint
 from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.whitening import read_whitening
 from vlmae.embedding import embed
 from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics
 from vlmae.metrics import average_precision, operating_point, recall_at_precision
@@ -137,6 +139,15 @@ def test_predictions_do_not_depend_on_batches(cache: PrefixCache, trained: Stage
     np.testing.assert_allclose(whole.probability, pieces.probability, atol=1e-5)
     np.testing.assert_allclose(whole.embedding, pieces.embedding, atol=1e-5)
     assert predict(model, cache, rows[:0]).probability.shape == (0, 2)
+
+
+def test_dropout_is_for_training_only(
+    cache: PrefixCache, whitened: Stage, model_config: dict[str, Any]
+) -> None:
+    model = build_model({**model_config, "dropout": 0.9}, cache.streams).train()
+    model.set_whitening(read_whitening(whitened))
+    first, second = (predict(model, cache, np.arange(8)).probability for _ in range(2))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_unknown_split_is_refused(tmp_path: Path, cache: PrefixCache, trained: Stage) -> None:

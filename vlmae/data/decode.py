@@ -56,8 +56,8 @@ def decode_clip(media: bytes, *, key: str, title: str, frames: int, sample_rate:
         media: a whole file in any container FFmpeg reads.
         key: for messages.
         title: passed through.
-        frames: how many frames, at the midpoints of equal stretches of the clip; a clip with fewer
-            frames repeats some.
+        frames: how many frames, at the midpoints of equal runs of the clip's own frames; a clip
+            with fewer frames repeats some.
         sample_rate: of the returned audio, in Hz.
 
     Raises:

@@ -14,6 +14,7 @@ import soundfile
 from PIL import Image
 
 from lsb.artifact import Stage
+from vlmae.config import build
 from vlmae.data.prepare import PrepareConfig, prepare
 
 SPEAKERS = ("anna", "bert", "cleo")
@@ -138,7 +139,7 @@ def make_config(sources: Path) -> ConfigMaker:
             "clip_seconds": 2.0,
             "pictures_per_digit": 50,
         }
-        return PrepareConfig.from_mapping({**values, **changes})
+        return build("data", PrepareConfig, {**values, **changes})
 
     return make
 

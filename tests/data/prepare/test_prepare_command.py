@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from lsb.artifact import Stage
-from vlmae.config import as_dict, compose_config
+from vlmae.config import as_dict, build, compose_config
 from vlmae.data.prepare import PrepareConfig
 from vlmae.prepare import summarise
 
@@ -22,7 +22,7 @@ from vlmae.prepare import summarise
 def test_config_groups_are_exactly_the_fields(data: str, size: str) -> None:
     node = as_dict(compose_config("prepare", [f"data={data}", f"size={size}"]).data)
     assert set(node) == {field.name for field in fields(PrepareConfig)}
-    config = PrepareConfig.from_mapping(node)
+    config = build("data", PrepareConfig, node)
     assert config.synthetic == (data == "generated")
     assert (
         sum(config.sizes.values())

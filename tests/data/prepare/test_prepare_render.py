@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vlmae.config import build
 from vlmae.data.prepare import PrepareConfig
 from vlmae.data.prepare.bank import RATE
 from vlmae.data.prepare.render import PEAK, draw_frames, mix_sound
 
 
 def config(**changes: float) -> PrepareConfig:
-    return PrepareConfig.from_mapping({"name": "mini", "bank": "avt_compose", **changes})
+    return build("data", PrepareConfig, {"name": "mini", "bank": "avt_compose", **changes})
 
 
 def decibel(wave: np.ndarray) -> float:

@@ -246,7 +246,7 @@ def test_notices_name_sources_and_copy_their_licences(mini: Stage) -> None:
         ({"pool": 700_001}, "at most 700000"),
         ({"unsafe_rate": 2.0}, "from 0 to 1"),
         ({"fps": 0}, "must be positive"),
-        ({"nosuch": 1}, "unknown data keys"),
+        ({"nosuch": 1}, "data has no key .nosuch."),
     ],
 )
 def test_config_refuses_what_cannot_be(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -104,19 +103,6 @@ class PrepareConfig:
                 raise ValueError(f"data.{key} is {getattr(self, key)}: it must be positive")
         if self.pictures_per_digit is not None and self.pictures_per_digit < 1:
             raise ValueError("data.pictures_per_digit must be positive, or null for all")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> PrepareConfig:
-        """Build from a config node.
-
-        Raises:
-            ValueError: a key is unknown, or a value is out of range.
-        """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown data keys {unknown}: the known ones are {sorted(known)}")
-        return cls(**values)
 
     @property
     def sizes(self) -> dict[str, int]:
