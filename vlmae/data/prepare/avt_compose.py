@@ -127,14 +127,13 @@ def make_voices(path: Path, folder: Path) -> Counts:
             continue
         index = int(match[3])
         group = "test" if index < 5 else "gold" if index < 10 else "train"
-        sound, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
         voices.append(
             Voice(
                 f"{FSDD.name}/{name}",
                 group,
                 int(match[1]),
                 match[2],
-                bank.resample(sound.mean(axis=1), rate),
+                _sound(data),
             )
         )
     _require(bool(voices), path, "recordings/<digit>_<speaker>_<index>.wav")
@@ -152,13 +151,12 @@ def make_backgrounds(path: Path, folder: Path) -> Counts:
         if match is None:
             texts[name] = data
             continue
-        sound, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
         sounds.append(
             Background(
                 f"{ESC10.name}/{name}",
                 FOLD_GROUP[match[2]],
                 ESC_CLASSES[match[1]],
-                bank.resample(sound.mean(axis=1), rate),
+                _sound(data),
             )
         )
     _require(bool(sounds), path, "<number> - <class>/<fold>-<clip>.ogg")
@@ -201,6 +199,12 @@ def make_titles(path: Path, folder: Path) -> Counts:
     ]
     licences.write(folder / "titles.licence.md", licences.CLICKBAIT_NOTICE, texts)
     return bank.write_titles(folder, kept)
+
+
+def _sound(data: bytes) -> bank.SoundArray:
+    """The bytes of a sound file as int16 at 16 kHz, channels averaged."""
+    sound, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    return bank.resample(sound.mean(axis=1), rate)
 
 
 def _either(name: str, pattern: re.Pattern[str]) -> bool:
