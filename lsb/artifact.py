@@ -7,66 +7,74 @@ parts and yields the same bytes; running a finished stage again only verifies it
 
     <root>/embed-3f2a.../          a finished stage
         manifest.json              format, version, stage, config, inputs, parts: files, hashes,
-        counts timing.json                seconds: the one file that differs between two equal runs
+                                   counts
+        timing.json                seconds: the one file that differs between two equal runs
         part-00000.npy ...
     <root>/embed-3f2a....partial/  the same stage, under way or killed
+
+Data that grows: a part with a `key` that a finished stage of the same name already has is linked
+from there instead of made. Many machines: `work_on_stage` makes one share of the parts; the process
+that finds all of them whole seals the stage, and none waits for another.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import multiprocessing
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
+
+from lsb.files import (
+    StageError,
+    canonical,
+    file_sha256,
+    fingerprint,
+    read_json,
+    write_bytes,
+    write_json,
+)
+from lsb.parts import (
+    Counts,
+    OnPart,
+    Part,
+    Progress,
+    borrow,
+    is_recorded,
+    make_parts,
+    remove_leftovers,
+    scratch,
+    seconds_of_parts,
+    versions,
+)
+
+__all__ = [
+    "Counts",
+    "OnPart",
+    "Part",
+    "Progress",
+    "Stage",
+    "StageError",
+    "canonical",
+    "file_sha256",
+    "fingerprint",
+    "open_stage",
+    "read_json",
+    "run_stage",
+    "scratch",
+    "work_on_stage",
+    "write_bytes",
+    "write_json",
+]
 
 FORMAT = "vlmae-stage"
 VERSION = 1
-RECORDED_PACKAGES = (
-    "vlmae",
-    "torch",
-    "torchaudio",
-    "lightning",
-    "transformers",
-    "numpy",
-    "pyarrow",
-    "av",
-    "webdataset",
-    "faiss-cpu",
-    "faiss-gpu",
-)
-
-Counts = dict[str, int]
-
-
-class StageError(ValueError):
-    """A stage directory that cannot be used; the message names it and the remedy."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One independently made piece of a stage.
-
-    Attributes:
-        name: unique in the stage; also the order in which parts are listed.
-        files: the names `make` writes into the folder it is given.
-        make: picklable; called with an empty folder, writes `files`, returns counts to be summed.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    make: Callable[[Path], Counts]
 
 
 @dataclass(frozen=True)
@@ -94,52 +102,6 @@ class Stage:
         return [name for part in self.manifest["parts"].values() for name in part["files"]]
 
 
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: the form in which configs are hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-
-
-def fingerprint(value: Any) -> str:
-    """Hash of any JSON-like value, 32 hexadecimal digits."""
-    return hashlib.blake2b(canonical(value).encode("utf-8"), digest_size=16).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside `path`, flush to disk and rename: readers see all of it or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented, keys in the order given."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    write_bytes(path, text.encode("utf-8") + b"\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        StageError: the file is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StageError(
-            f"{path} is not valid JSON ({error}): delete {path.parent} and run again"
-        ) from error
-
-
 def run_stage(
     root: Path,
     stage: str,
@@ -149,6 +111,7 @@ def run_stage(
     parts: Sequence[Part],
     processes: int = 1,
     revision: int = 1,
+    on_part: OnPart | None = None,
 ) -> Stage:
     """Make, finish or reuse the directory of one stage.
 
@@ -162,51 +125,168 @@ def run_stage(
         revision: of the stage's code; raised by whoever makes it write other bytes for the same
             config. Together with the release it is part of the name, so that nothing made by
             other code is reused.
+        on_part: called after every part that was made.
 
     Raises:
         StageError: the finished directory is damaged or of another version, or another process is
             at work on it. The message names the file and the remedy.
     """
+    made = work_on_stage(
+        root,
+        stage,
+        config=config,
+        inputs=inputs,
+        parts=parts,
+        processes=processes,
+        revision=revision,
+        on_part=on_part,
+    )
+    assert made is not None, "one share of one is the whole stage"
+    return made
+
+
+def work_on_stage(
+    root: Path,
+    stage: str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    parts: Sequence[Part],
+    share: tuple[int, int] = (0, 1),
+    processes: int = 1,
+    revision: int = 1,
+    on_part: OnPart | None = None,
+) -> Stage | None:
+    """Make one share of a stage's parts; see `run_stage` for the other arguments.
+
+    Parts belong to shares by the hash of their name, so that independent processes, on one machine
+    or many, need not talk to each other.
+
+    Args:
+        share: (number, of): this process makes the parts of share `number`, counted from 0.
+
+    Returns:
+        The finished stage, or None if parts of other shares are not made yet.
+
+    Raises:
+        StageError: also where a process with another number of shares is at work.
+    """
+    number, of = share
+    if not 0 <= number < of:
+        raise ValueError(f"share {number} of {of}: give a number from 0 to {of - 1}")
     if len({part.name for part in parts}) != len(parts):
         raise ValueError(f"stage {stage}: part names must be unique")
-    key = {"stage": stage, "format": VERSION, "config": dict(config), "inputs": dict(inputs)}
-    key["code"] = {"release": _versions().get("vlmae"), "revision": revision}
+    key: dict[str, Any] = {"stage": stage, "format": VERSION, "config": dict(config)}
+    key["inputs"] = dict(inputs)
+    key["code"] = {"release": versions().get("vlmae"), "revision": revision}
     key["parts"] = [[part.name, list(part.files)] for part in parts]
     digest = fingerprint(key)
     target = root / f"{stage}-{digest[:16]}"
     partial = target.with_name(target.name + ".partial")
     root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / f".{target.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StageError(
-            f"another process is making {target}: wait for it to end, then run again"
-        ) from None
-    try:
+    with _at_work(target, number, of):
         if target.exists():
-            absent = _absent_parts(target)
-            if not absent:
-                return open_stage(target)
-            _remake(target, [part for part in parts if part.name in absent], processes)
-            return open_stage(target, reused=False)
+            return _reopen(target, parts, processes)
         started = time.monotonic()
         (partial / "parts").mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(partial)
-        if not (
-            partial / "manifest.json"
-        ).is_file():  # it is written last, when all parts are there
-            earlier = _seconds_of_parts(partial)
-            missing = [part for part in parts if not _is_recorded(partial, part.name)]
-            _make_parts(stage, partial, missing, total=len(parts), processes=processes)
-            seconds = earlier + time.monotonic() - started
+        earlier = seconds_of_parts(partial)
+        mine = [part for part in parts if _share_of(part.name, of) == number]
+        remove_leftovers(partial, mine)
+        if not (partial / "manifest.json").is_file():  # written last, when all parts are there
+            missing = [part for part in mine if not is_recorded(partial, part.name)]
+            siblings = _finished_siblings(root, stage, key["code"])
+            missing = borrow(siblings, partial, missing)
+            make_parts(
+                stage, partial, missing, total=len(mine), processes=processes, on_part=on_part
+            )
+        # Of one share: the time that passed, parts side by side; of several, the sum over parts.
+        seconds = earlier + time.monotonic() - started if of == 1 else None
+        return _seal(target, digest, key, parts, seconds)
+
+
+@contextmanager
+def _at_work(target: Path, number: int, of: int) -> Iterator[None]:
+    """Hold the lock of one share.
+
+    Raises:
+        StageError: a process holds it, or one with another number of shares is at work.
+    """
+    own = _lock_file(target, number, of)
+    others = {target.with_name(f".{target.name}.lock")} - {own}
+    others |= {
+        file
+        for file in target.parent.glob(f".{target.name}.*-of-*.lock")
+        if of == 1 or not file.name.endswith(f"-of-{of}.lock")
+    }
+    held = own
+    try:
+        with FileLock(own, timeout=0):
+            for held in others:
+                FileLock(held).acquire(timeout=0).lock.release()
+            yield
+    except Timeout:
+        raise StageError(
+            f"another process is making {target} ({held.name[1:]} is held): wait for it to end, "
+            "then run again; processes that share a stage must agree on the number of shares"
+        ) from None
+
+
+def _lock_file(target: Path, number: int, of: int) -> Path:
+    return target.with_name(
+        f".{target.name}.lock" if of == 1 else f".{target.name}.{number}-of-{of}.lock"
+    )
+
+
+def _share_of(name: str, of: int) -> int:
+    return int(hashlib.blake2b(name.encode("utf-8"), digest_size=8).hexdigest(), 16) % of
+
+
+def _reopen(target: Path, parts: Sequence[Part], processes: int) -> Stage:
+    """A finished stage, with parts that were lost since made again."""
+    absent = _absent_parts(target)
+    if not absent:
+        return open_stage(target)
+    _remake(target, [part for part in parts if part.name in absent], processes)
+    return open_stage(target, reused=False)
+
+
+def _finished_siblings(
+    root: Path, stage: str, code: Mapping[str, Any]
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Directory and manifest of the finished stages of one name that the same code made."""
+    found = []
+    for file in sorted(root.glob(f"{stage}-*/manifest.json")):
+        if file.parent.suffix not in (".partial", ".remake"):
+            manifest = read_json(file)
+            if manifest.get("version") == VERSION and manifest.get("code") == code:
+                found.append((file.parent, manifest))
+    return found
+
+
+def _seal(
+    target: Path,
+    digest: str,
+    key: Mapping[str, Any],
+    parts: Sequence[Part],
+    seconds: float | None,
+) -> Stage | None:
+    """Rename a stage whose parts are all there, whoever made them."""
+    partial = target.with_name(target.name + ".partial")
+    with FileLock(target.with_name(f".{target.name}.seal.lock")):
+        if target.exists():  # another share was faster
+            return open_stage(target, verify=False, reused=False)
+        if not (partial / "manifest.json").is_file():
+            if any(not (partial / "parts" / f"{part.name}.json").is_file() for part in parts):
+                return None
+            if seconds is None:
+                seconds = seconds_of_parts(partial)
             write_json(partial / "timing.json", {"seconds": round(seconds, 3)})
             write_json(partial / "manifest.json", _manifest(digest, key, parts, partial))
         shutil.rmtree(partial / "parts", ignore_errors=True)
+        for leftover in partial.glob(".scratch-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         os.replace(partial, target)
         return open_stage(target, verify=False, reused=False)
-    finally:
-        lock.release()
 
 
 def open_stage(path: Path, *, verify: bool = True, reused: bool = True) -> Stage:
@@ -261,7 +341,7 @@ def _remake(target: Path, parts: Sequence[Part], processes: int) -> None:
     work = target.with_name(target.name + ".remake")
     shutil.rmtree(work, ignore_errors=True)
     (work / "parts").mkdir(parents=True)
-    _make_parts(target.name, work, parts, total=len(parts), processes=processes)
+    make_parts(target.name, work, parts, total=len(parts), processes=processes)
     recorded = read_json(target / "manifest.json")["parts"]
     for part in parts:
         for name in part.files:
@@ -274,88 +354,6 @@ def _remake(target: Path, parts: Sequence[Part], processes: int) -> None:
     shutil.rmtree(work)
 
 
-def _make_parts(
-    stage: str, folder: Path, parts: Sequence[Part], *, total: int, processes: int
-) -> None:
-    bar = tqdm(
-        total=total, initial=total - len(parts), desc=stage, unit="part", leave=False, disable=None
-    )
-    with bar:
-        if processes <= 1 or len(parts) <= 1:
-            for part in parts:
-                _make_part(folder, part)
-                bar.update()
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            min(processes, len(parts)), context, _exit_with_parent, (os.getpid(),)
-        ) as pool:
-            futures: list[Future[None]] = [pool.submit(_make_part, folder, part) for part in parts]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _exit_with_parent(parent: int) -> None:
-    """Worker initialiser: end when the parent was killed, so that no orphan goes on writing."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _make_part(folder: Path, part: Part) -> None:
-    work = folder / f".tmp-{part.name}-{os.getpid()}"
-    work.mkdir()
-    started = time.monotonic()
-    try:
-        counts = part.make(work)
-        written = sorted(entry.name for entry in work.iterdir())
-        if written != sorted(part.files):
-            raise ValueError(f"part {part.name} wrote {written}, expected {sorted(part.files)}")
-        record = {
-            "files": {
-                name: {"bytes": (work / name).stat().st_size, "sha256": file_sha256(work / name)}
-                for name in part.files
-            },
-            "counts": counts,
-            "seconds": round(time.monotonic() - started, 3),
-            "versions": _versions(),
-        }
-        for name in part.files:
-            os.replace(work / name, folder / name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    write_json(folder / "parts" / f"{part.name}.json", record)
-
-
-def _remove_leftovers(partial: Path) -> None:
-    """Delete what a killed process was writing."""
-    for leftover in partial.glob(".tmp-*"):
-        shutil.rmtree(leftover)
-    for leftover in [*partial.glob(".*.tmp"), *partial.glob("parts/.*.tmp")]:
-        leftover.unlink()
-
-
-def _is_recorded(partial: Path, name: str) -> bool:
-    """Whether a part is whole and was made by the versions that are installed now."""
-    path = partial / "parts" / f"{name}.json"
-    if not path.is_file():
-        return False
-    record = read_json(path)
-    return record["versions"] == _versions() and all(
-        (partial / file).is_file() and file_sha256(partial / file) == entry["sha256"]
-        for file, entry in record["files"].items()
-    )
-
-
 def _manifest(
     digest: str, key: Mapping[str, Any], parts: Sequence[Part], partial: Path
 ) -> dict[str, Any]:
@@ -365,6 +363,8 @@ def _manifest(
     for part in parts:
         record = read_json(partial / "parts" / f"{part.name}.json")
         recorded[part.name] = {"files": record["files"], "counts": record["counts"]}
+        if part.key is not None:
+            recorded[part.name]["key"] = part.key
         for name, count in record["counts"].items():
             totals[name] = totals.get(name, 0) + count
         for name, entry in record["files"].items():
@@ -379,26 +379,11 @@ def _manifest(
         "code": key["code"],
         "inputs": key["inputs"],
         "config": key["config"],
-        "versions": _versions(),
+        "versions": versions(),
         "parts": recorded,
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _read_seconds(folder: Path) -> float:
     timing = folder / "timing.json"
     return float(read_json(timing)["seconds"]) if timing.is_file() else 0.0
-
-
-def _seconds_of_parts(partial: Path) -> float:
-    """What a killed process has already spent on whole parts."""
-    return sum(float(read_json(record)["seconds"]) for record in partial.glob("parts/*.json"))
