@@ -28,7 +28,7 @@ from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
 from lsb.selection import CHOSEN
 from vlmae.checkpoint import load_checkpoint
-from vlmae.embedding import embed
+from vlmae.embedding import EmbedConfig, Scoring, embed_fused
 from vlmae.evaluation import read_metrics
 from vlmae.training import CHECKPOINT
 
@@ -171,17 +171,11 @@ def _expand(
     number: int,
     clock: _Clock,
 ) -> _Brought:
-    made_by = partial(
-        embed,
-        settings.stages,
-        shared.cache,
-        trained,
-        threads=settings.train.threads,
-        inputs=settings.train.inputs,
-        seed=settings.train.seed,
+    pool, gold = (
+        clock.run("embed", partial(_embed, settings, shared, trained, split))
+        for split in ("pool", "gold")
     )
-    pool, gold = (clock.run("embed", partial(made_by, split=split)) for split in ("pool", "gold"))
-    checkpoint = load_checkpoint(trained.path / CHECKPOINT, shared.cache.identities)
+    checkpoint = load_checkpoint(trained.path / CHECKPOINT, shared.source.identities)
     stage = clock.run(
         "expand",
         partial(
@@ -203,6 +197,19 @@ def _expand(
         read_threshold(stage),
         stage.counts,
     )
+
+
+def _embed(settings: Settings, shared: Shared, trained: Stage, split: str) -> Stage:
+    """Vectors and scores of a split, by the model that chooses."""
+    stage = embed_fused(
+        settings.stages,
+        shared.source,
+        trained,
+        EmbedConfig(split, threads=settings.train.threads),
+        Scoring(inputs=settings.train.inputs, seed=settings.train.seed),
+    )
+    assert stage is not None, "one share of one is the whole store"
+    return stage
 
 
 def _annotate(

@@ -16,14 +16,23 @@ from lsb.search.exact import SearchConfig
 from lsb.selection import SelectionConfig
 from lsb.threshold import ThresholdConfig
 from vlmae.config import as_dict, build, checked
+from vlmae.data.decode import DecodePolicy
+from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
-from vlmae.data.prepare import TASKS, PrepareConfig
+from vlmae.data.prepare import TASKS, PrepareConfig, data_config
 from vlmae.evaluation import EvaluateConfig
 from vlmae.module import OptimizerConfig
+from vlmae.settings import PREPARED
 from vlmae.training import TrainConfig
 
 # Keys that say where and how fast, not what: a run may be continued with other values.
 NOT_IDENTITY = ("runs", "rounds", "arms", "controls")
+NOT_IDENTITY_OF = {
+    "data": ("sources", "cache", "processes"),
+    "prefix": ("processes", "use"),
+    "loader": ("workers", "prefetch"),
+    "trainer": ("save_every_steps", "trace"),
+}
 
 
 KINDS: dict[str, Any] = {
@@ -43,6 +52,13 @@ class OracleOptions(TypedDict):
     seed: int
 
 
+class WhiteningOptions(TypedDict):
+    """What the whitening is fitted on."""
+
+    splits: list[str]
+    clips: int
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything a round needs.
@@ -58,7 +74,10 @@ class Settings:
         prepare: the data set.
         vl: Hydra node of the vision-language backbone.
         audio: Hydra node of the audio backbone.
-        prefix: decode policy and parallelism of the cache.
+        decode: which frames are read.
+        prefix: how tokens are kept, and parallelism of the cache.
+        whitening: splits and number of clips it is fitted on.
+        loader: composition of batches.
         model: fusion, tasks and dropout, see `vlmae.checkpoint.build_model`.
         task_weights: of the objective.
         optimizer: its settings.
@@ -79,7 +98,10 @@ class Settings:
     prepare: PrepareConfig
     vl: dict[str, Any]
     audio: dict[str, Any]
+    decode: DecodePolicy
     prefix: PrefixConfig
+    whitening: WhiteningOptions
+    loader: LoaderConfig
     model: dict[str, Any]
     task_weights: dict[str, float]
     optimizer: OptimizerConfig
@@ -134,10 +156,13 @@ class Settings:
             arms=tuple(values["arms"]),
             controls=values["controls"],
             tasks=tasks,
-            prepare=build("data", PrepareConfig, values["data"]),
+            prepare=_composed(values["data"]),
             vl=values["vl"],
             audio=values["audio"],
+            decode=build("decode", DecodePolicy, values["decode"]),
             prefix=build("prefix", PrefixConfig, values["prefix"]),
+            whitening=checked("whitening", WhiteningOptions, values["whitening"]),
+            loader=build("loader", LoaderConfig, values["loader"]),
             model=model,
             task_weights=checked(
                 "objective.weights", dict[str, float], values["objective"]["weights"]
@@ -160,10 +185,21 @@ class Settings:
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What two runs under one name must share: no paths, no degree of parallelism."""
     kept = {key: value for key, value in values.items() if key not in NOT_IDENTITY}
-    kept["data"] = {
-        key: value
-        for key, value in values["data"].items()
-        if key not in ("sources", "cache", "processes")
-    }
-    kept["prefix"] = {k: v for k, v in values["prefix"].items() if k != "processes"}
+    for group, keys in NOT_IDENTITY_OF.items():
+        kept[group] = {k: v for k, v in values[group].items() if k not in keys}
     return kept
+
+
+def _composed(values: dict[str, Any]) -> PrepareConfig:
+    """A data set whose truth is known, which the simulated annotator needs.
+
+    Raises:
+        ValueError: it is made of media that exist, without labels.
+    """
+    config = None if values.get("source") == PREPARED else data_config(values)
+    if not isinstance(config, PrepareConfig):
+        raise ValueError(
+            f"data={values.get('name')} has no truth for the simulated annotator: run the round on "
+            "data=generated or data=avt_compose; vlmae.train takes labels from a file"
+        )
+    return config

@@ -11,15 +11,14 @@ from launch.run_folder import RunFolder
 from launch.settings import Settings
 from lsb.artifact import Stage
 from lsb.labelled import LABEL
-from vlmae.data.prefix_cache import PrefixCache, cache_prefix
+from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
 from vlmae.data.prepare import prepare, read_truth
+from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import whiten
 from vlmae.evaluation import evaluate
-from vlmae.training import cached, train
+from vlmae.training import Training, in_source, train
 
 Say = Callable[[str], None]
-# Clips whose frozen tokens the whitening may read: it needs no label, and no test clip may help.
-UNLABELLED_SPLITS = ("first", "pool")
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class Shared:
 
     Attributes:
         data: the prepared data set.
-        cache: frozen tokens of all its clips.
+        source: frozen tokens of all its clips, from their cache.
         whitened: whitening of the tokens, fitted on unlabelled clips.
         truth: id, key, split and `label_<task>` of every clip that can be decoded.
         seconds: what these stages cost.
     """
 
     data: Stage
-    cache: PrefixCache
+    source: CachedTokens
     whitened: Stage
     truth: pa.Table
     seconds: dict[str, float]
@@ -46,38 +45,41 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     say("prepare")
     data = folder.use(prepare(settings.stages, settings.prepare))
     say("cache")
-    tokens = folder.use(
-        cache_prefix(
-            settings.stages, data, vl=settings.vl, audio=settings.audio, config=settings.prefix
-        )
-    )
-    cache = PrefixCache(tokens)
+    prefix = Prefix(data, settings.vl, settings.audio, settings.decode, settings.prefix)
+    made = cache_prefix(settings.stages, prefix)
+    assert made is not None, "one share of one is the whole cache"
+    tokens = folder.use(made)
+    source = CachedTokens(PrefixCache(tokens))
     components = int(settings.model["components"])
     whitened = folder.use(
-        whiten(settings.stages, cache, components=components, splits=UNLABELLED_SPLITS)
+        whiten(settings.stages, source, components=components, **settings.whitening)
     )
     truth = read_truth(data)
     labels = {task: truth[task] for task in settings.tasks}
     truth = truth.select(["id", "key", "split"])
     for task, column in labels.items():
         truth = truth.append_column(LABEL + task, column)
-    truth, _ = cached(truth, cache)  # nobody can label what cannot be decoded
+    truth = in_source(truth, source)  # nobody can label what cannot be decoded
     seconds = {"prepare": data.seconds, "cache": tokens.seconds, "whiten": whitened.seconds}
-    return Shared(data, cache, whitened, truth, seconds)
+    return Shared(data, source, whitened, truth, seconds)
 
 
 def train_stage(settings: Settings, shared: Shared, labelled: pa.Table, gold: pa.Table) -> Stage:
     """Train on labels; gold labels choose the operating thresholds only."""
     return train(
         settings.stages,
-        shared.cache,
-        shared.whitened,
-        labelled=labelled,
-        validation=gold,
-        model=settings.model,
-        task_weights=settings.task_weights,
-        optimizer=settings.optimizer,
-        config=settings.train,
+        Training(
+            source=shared.source,
+            whitened=shared.whitened,
+            labelled=labelled,
+            validation=gold,
+            model=settings.model,
+            task_weights=settings.task_weights,
+            optimizer=settings.optimizer,
+            config=settings.train,
+            loader=settings.loader,
+            skip_limit=settings.prefix.skip_limit,
+        ),
     )
 
 
@@ -85,7 +87,7 @@ def evaluate_stage(settings: Settings, shared: Shared, trained: Stage) -> Stage:
     """Measure a checkpoint on the test split."""
     return evaluate(
         settings.stages,
-        shared.cache,
+        shared.source,
         trained,
         test=of_split(shared.truth, "test"),
         config=settings.evaluate,

@@ -41,7 +41,7 @@ def summarise(
             "name": settings.prepare.name,
             "media": SYNTHETIC if settings.prepare.synthetic else COMPOSED,
             "unseen_speakers": list(settings.prepare.unseen_speakers),
-            "clips": dict(sorted(shared.cache.stage.counts.items())),
+            "clips": dict(sorted(shared.source.cache.stage.counts.items())),
         },
         "seed": settings.train.seed,
         "evidence": "demonstration: one seed; intervals are over test clips, not over seeds",

@@ -68,6 +68,7 @@ __all__ = [
     "read_json",
     "run_stage",
     "scratch",
+    "stage_directory",
     "work_on_stage",
     "write_bytes",
     "write_json",
@@ -176,12 +177,9 @@ def work_on_stage(
         raise ValueError(f"share {number} of {of}: give a number from 0 to {of - 1}")
     if len({part.name for part in parts}) != len(parts):
         raise ValueError(f"stage {stage}: part names must be unique")
-    key: dict[str, Any] = {"stage": stage, "format": VERSION, "config": dict(config)}
-    key["inputs"] = dict(inputs)
-    key["code"] = {"release": versions().get("vlmae"), "revision": revision}
-    key["parts"] = [[part.name, list(part.files)] for part in parts]
+    key = _key(stage, config, inputs, parts, revision)
     digest = fingerprint(key)
-    target = root / f"{stage}-{digest[:16]}"
+    target = root / _directory(stage, digest)
     partial = target.with_name(target.name + ".partial")
     root.mkdir(parents=True, exist_ok=True)
     with _at_work(target, number, of):
@@ -202,6 +200,46 @@ def work_on_stage(
         # Of one share: the time that passed, parts side by side; of several, the sum over parts.
         seconds = earlier + time.monotonic() - started if of == 1 else None
         return _seal(target, digest, key, parts, seconds)
+
+
+def stage_directory(
+    root: Path,
+    stage: str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    parts: Sequence[Part],
+    revision: int = 1,
+) -> Path:
+    """Where `run_stage` with the same arguments puts its result, whether it is there or not.
+
+    While the stage is under way, or after it was killed, there is a directory of the same name with
+    ".partial" behind it.
+    """
+    digest = fingerprint(_key(stage, config, inputs, parts, revision))
+    return root / _directory(stage, digest)
+
+
+def _key(
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    parts: Sequence[Part],
+    revision: int,
+) -> dict[str, Any]:
+    """What determines the bytes of a stage."""
+    return {
+        "stage": stage,
+        "format": VERSION,
+        "config": dict(config),
+        "inputs": dict(inputs),
+        "code": {"release": versions().get("vlmae"), "revision": revision},
+        "parts": [[part.name, list(part.files)] for part in parts],
+    }
+
+
+def _directory(stage: str, digest: str) -> str:
+    return f"{stage}-{digest[:16]}"
 
 
 @contextmanager

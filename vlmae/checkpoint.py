@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 
 from lsb.artifact import canonical, file_sha256
 from vlmae.model import VlmaeModel
+from vlmae.towers import build_suffix, build_towers
 
 FORMAT = "vlmae-checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,21 @@ class Checkpoint:
     sha256: str
 
 
-def build_model(config: Mapping[str, Any], streams: Mapping[str, Mapping[str, int]]) -> VlmaeModel:
-    """A fresh model.
+def build_model(config: Mapping[str, Any], towers: Mapping[str, Mapping[str, Any]]) -> VlmaeModel:
+    """A fresh model; tuned blocks of the towers start from the weights as loaded.
 
     Args:
         config: "fusion" (a Hydra node with `_target_`), "tasks", "dropout" and "components".
-        streams: tower -> stream -> width.
+        towers: tower -> Hydra node of its backbone.
     """
     fusion = instantiate(config["fusion"])
     return VlmaeModel(
-        streams,
+        build_towers(towers["vl"], towers["audio"]).streams,
         int(config["components"]),
         fusion,
         list(config["tasks"]),
         float(config["dropout"]),
+        build_suffix(towers["vl"], towers["audio"]),
     )
 
 
@@ -67,6 +69,7 @@ def save_checkpoint(
     model: VlmaeModel,
     *,
     model_config: Mapping[str, Any],
+    towers: Mapping[str, Mapping[str, Any]],
     frozen: Mapping[str, Any],
     training_set: str,
     thresholds: Mapping[str, float],
@@ -76,7 +79,7 @@ def save_checkpoint(
         "format": FORMAT,
         "version": VERSION,
         "model": dict(model_config),
-        "streams": model.streams,
+        "towers": {name: dict(node) for name, node in towers.items()},
         "frozen": dict(frozen),
         "training_set": training_set,
         "thresholds": dict(thresholds),
@@ -113,7 +116,7 @@ def load_checkpoint(path: Path, frozen: Mapping[str, Any]) -> Checkpoint:
                 f"{frozen.get(tower)} "
                 "here; use the backbone and options it was trained with, or train again"
             )
-    model = build_model(metadata["model"], metadata["streams"])
+    model = build_model(metadata["model"], metadata["towers"])
     model.load_state_dict(tensors)
     return Checkpoint(
         model.eval(),

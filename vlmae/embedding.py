@@ -1,83 +1,279 @@
-"""The embedding stage: fused vectors and probabilities of the clips of a split as a store."""
+"""The embedding stages: clips of a split as a store, one part a shard.
+
+Two kinds (design, contract 3). `pooled`: mean tokens of the frozen towers, computed once for every
+clip; when shards are added, the parts of the others are linked. `fused`: the joint vector of one
+checkpoint with the predictions of every head, for the clips that a round scores. Shards are
+independent of each other: any number of processes share them and none waits for another.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from lsb.artifact import Counts, Part, Stage, run_stage
-from lsb.store import ROW_FIELDS, part_files, write_part
+from lsb import ids as sample_ids
+from lsb.artifact import Counts, OnPart, Part, Stage, fingerprint, work_on_stage
+from lsb.ids import IdArray
+from lsb.store import DTYPES, ROW_FIELDS, part_files, write_part
 from vlmae.checkpoint import load_checkpoint
-from vlmae.data.prefix_cache import PrefixCache
-from vlmae.prediction import predict
-from vlmae.training import CHECKPOINT, prediction_columns
+from vlmae.data.prefix_cache import require_few_skipped
+from vlmae.data.token_source import TokenSource
+from vlmae.data.token_table import Rows, TokenTable, frozen_tokens, widths
+from vlmae.prediction import Predictions, predict, prediction_columns
+from vlmae.towers import build_suffix, build_towers
+from vlmae.training import CHECKPOINT
+
+REVISION = 2
+CLIPS_AT_A_TIME = 64
 
 
-def embed(
-    root: Path,
-    cache: PrefixCache,
-    trained: Stage,
-    *,
-    split: str,
-    threads: int,
-    inputs: str = "both",
-    seed: int = 0,
-) -> Stage:
-    """Embed a split with a checkpoint into a store of kind "fused", one part a shard.
+@dataclass(frozen=True)
+class EmbedConfig:
+    """What is embedded, and how hard the machine works for it.
+
+    Attributes:
+        split: name of the split, e.g. "pool".
+        dtype: of the vectors, "float32" or "float16".
+        threads: torch threads of a process.
+        processes: shards at a time.
+        share: number and count of independent processes that share the shards.
+        skip_limit: largest share of undecodable clips.
+    """
+
+    split: str
+    dtype: str = "float32"
+    threads: int = 1
+    processes: int = 1
+    share: tuple[int, int] = (0, 1)
+    skip_limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"embed.dtype is {self.dtype!r}: use {' or '.join(DTYPES)}")
+        if self.threads < 1 or self.processes < 1:
+            raise ValueError(
+                f"embed has threads {self.threads}, processes {self.processes}: give at least 1 "
+                "each"
+            )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a checkpoint scores clips.
+
+    Attributes:
+        inputs: what it was trained on, see `TrainConfig.inputs`.
+        seed: of shuffled audio and of dropout.
+        dropout_samples: T passes with dropout, stored as `dropout_logit_<task>_<t>`.
+        only: ids of the clips to score; None scores the whole split.
+    """
+
+    inputs: str = "both"
+    seed: int = 0
+    dropout_samples: int = 0
+    only: IdArray | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.dropout_samples < 0:
+            raise ValueError(
+                f"embed.dropout_samples is {self.dropout_samples}: give 0 or more passes"
+            )
+
+
+Make = Callable[[str, Path], Counts]
+
+
+def embed_pooled(
+    root: Path, source: TokenSource, config: EmbedConfig, on_part: OnPart | None = None
+) -> Stage | None:
+    """Embed a split with the frozen towers into a store of kind "pooled".
+
+    A vector is the mean token of every stream, each L2-normalised, end to end, L2-normalised again;
+    a stream that a clip lacks is zero. Where a tower has tuned blocks they are those as loaded.
 
     Args:
         root: folder of all stages.
-        cache: tokens of all clips.
-        trained: a finished `train` stage.
-        split: name of the split, e.g. "pool".
-        threads: torch threads on CPU.
-        inputs: what the model was trained on, see `TrainConfig.inputs`.
-        seed: of shuffled audio.
+        source: frozen tokens.
+        config: split, dtype, parallelism.
+        on_part: called after every shard.
 
     Returns:
-        A stage that `lsb.store.Store.open` reads: L2-normalised float32 vectors of the fused
-        embedding, rows with the probabilities of every task and head.
+        A stage that `lsb.store.Store.open` reads; None while shards of other shares are missing.
 
     Raises:
-        ValueError: the cache has no clip of this split.
+        ValueError: the data set has no such split, or too many clips cannot be decoded.
     """
-    shards = cache.shards_of(split)
+    work = partial(_embed_pooled_shard, source, config)
+    return _embed(root, source, config, "pooled", {}, {}, work, on_part)
+
+
+def embed_fused(
+    root: Path,
+    source: TokenSource,
+    trained: Stage,
+    config: EmbedConfig,
+    scoring: Scoring | None = None,
+    on_part: OnPart | None = None,
+) -> Stage | None:
+    """Embed a split with a checkpoint into a store of kind "fused".
+
+    Args:
+        root: folder of all stages.
+        source: frozen tokens.
+        trained: a finished `train` stage.
+        config: split, dtype, parallelism.
+        scoring: which clips, with which inputs, and how often with dropout.
+        on_part: called after every shard.
+
+    Returns:
+        A stage that `lsb.store.Store.open` reads: L2-normalised vectors of the fused embedding;
+        rows with `probability_<task>` and `logit_<task>` of the model and, with the prefixes `vl_`
+        and `audio_`, of the two unimodal heads. None while shards of other shares are missing.
+
+    Raises:
+        ValueError: the data set has no such split or clip, too many clips cannot be decoded, or the
+            checkpoint was trained on other towers.
+    """
+    scoring = scoring or Scoring()
+    settings = {
+        "inputs": scoring.inputs,
+        "seed": scoring.seed,
+        "dropout_samples": scoring.dropout_samples,
+        "only": None if scoring.only is None else fingerprint(sample_ids.to_hex(scoring.only)),
+    }
+    work = partial(_embed_fused_shard, source, config, trained.path / CHECKPOINT, scoring)
+    inputs = {"train": trained.content}
+    return _embed(root, source, config, "fused", settings, inputs, work, on_part)
+
+
+def _embed(
+    root: Path,
+    source: TokenSource,
+    config: EmbedConfig,
+    kind: str,
+    settings: dict[str, object],
+    inputs: dict[str, str],
+    make: Make,
+    on_part: OnPart | None,
+) -> Stage | None:
+    shards = source.shards_of(config.split)
     if not shards:
-        raise ValueError(f"no clip of split {split!r} is in the cache {cache.stage.path}")
-    path = trained.path / CHECKPOINT
-    return run_stage(
+        splits = sorted(set(sample_ids.texts(source.index["split"])))
+        raise ValueError(f"no clip is in split {config.split!r}: the data set has {splits}")
+    hashed = {"kind": kind, "dtype": config.dtype, "threads": config.threads, **settings}
+    stage = work_on_stage(
         root,
         "embed",
-        config={"split": split, "threads": threads, "inputs": inputs, "seed": seed},
-        inputs={"cache": cache.stage.content, "train": trained.content},
+        config={**hashed, "split": config.split},
+        inputs={**source.inputs, **inputs},
         parts=[
             Part(
                 shard,
-                part_files(shard),
-                partial(_embed_shard, cache, path, shard, threads, inputs, seed),
+                (*part_files(shard), f"{shard}.quarantine.parquet"),
+                partial(make, shard),
+                key=fingerprint([REVISION, hashed, inputs, shard, source.shard_key(shard)]),
             )
             for shard in shards
         ],
+        share=config.share,
+        processes=config.processes,
+        revision=REVISION,
+        on_part=on_part,
     )
+    if stage is not None:
+        counts = {**stage.counts, "clips": stage.counts["rows"]}
+        require_few_skipped(counts, config.skip_limit, stage.path)
+    return stage
 
 
-def _embed_shard(
-    cache: PrefixCache,
+def _embed_pooled_shard(
+    source: TokenSource, config: EmbedConfig, shard: str, output: Path
+) -> Counts:
+    torch.set_num_threads(config.threads)
+    table, rows, quarantine = source.shard(shard)
+    suffix = build_suffix(source.towers["vl"], source.towers["audio"])
+    groups = [
+        rows[start : start + CLIPS_AT_A_TIME] for start in range(0, len(rows), CLIPS_AT_A_TIME)
+    ]
+    pieces = [
+        np.concatenate([_unit(tokens[name].mean().numpy()) for name in sorted(tokens)], axis=1)
+        for tokens in (frozen_tokens(table, group, suffix) for group in groups)
+    ]
+    towers = build_towers(source.towers["vl"], source.towers["audio"])
+    empty = np.zeros((0, sum(widths(towers.streams).values())), np.float32)
+    vectors = np.concatenate([empty, *pieces])
+    return _write(output, shard, vectors, _clips(table, rows), quarantine, config, "pooled")
+
+
+def _embed_fused_shard(
+    source: TokenSource,
+    config: EmbedConfig,
     path: Path,
+    scoring: Scoring,
     shard: str,
-    threads: int,
-    inputs: str,
-    seed: int,
     output: Path,
 ) -> Counts:
-    torch.set_num_threads(threads)
-    checkpoint = load_checkpoint(path, cache.identities)
-    rows = cache.rows_of_shard(shard)
-    predictions = predict(checkpoint.model, cache, rows, inputs=inputs, seed=seed)
-    norms = np.linalg.norm(predictions.embedding, axis=1, keepdims=True)
-    table = cache.rows.take(rows).select(list(ROW_FIELDS))
-    table = prediction_columns(table, checkpoint.model.tasks, predictions)
-    return write_part(output, shard, predictions.embedding / norms, table, kind="fused")
+    torch.set_num_threads(config.threads)
+    checkpoint = load_checkpoint(path, source.identities)
+    table, rows, quarantine = source.shard(shard, scoring.only)
+    predictions = predict(
+        checkpoint.model,
+        table,
+        rows,
+        inputs=scoring.inputs,
+        seed=scoring.seed,
+        dropout_samples=scoring.dropout_samples,
+    )
+    tasks = checkpoint.model.tasks
+    clips = prediction_columns(_clips(table, rows), tasks, predictions)
+    clips = _logit_columns(clips, tasks, predictions)
+    return _write(output, shard, predictions.embedding, clips, quarantine, config, "fused")
+
+
+def _logit_columns(clips: pa.Table, tasks: list[str], predictions: Predictions) -> pa.Table:
+    for prefix in ("", "vl_", "audio_"):
+        logits = getattr(predictions, f"{prefix}logits")
+        for column, task in enumerate(tasks):
+            values = pa.array(logits[:, column], pa.float32())
+            clips = clips.append_column(f"{prefix}logit_{task}", values)
+    for sample in range(predictions.dropout_logits.shape[2]):
+        for column, task in enumerate(tasks):
+            values = pa.array(predictions.dropout_logits[:, column, sample], pa.float32())
+            clips = clips.append_column(f"dropout_logit_{task}_{sample}", values)
+    return clips
+
+
+def _clips(table: TokenTable, rows: Rows) -> pa.Table:
+    return table.rows.take(rows).select(list(ROW_FIELDS))
+
+
+def _write(
+    output: Path,
+    shard: str,
+    vectors: npt.NDArray[np.float32],
+    clips: pa.Table,
+    quarantine: pa.Table,
+    config: EmbedConfig,
+    kind: str,
+) -> Counts:
+    pq.write_table(quarantine, output / f"{shard}.quarantine.parquet")
+    unit = _unit(vectors).astype(config.dtype)
+    counts = write_part(output, shard, unit, clips, kind=kind)
+    reasons: Counts = {}
+    for reason in quarantine["reason"].to_pylist():
+        reasons[f"skipped: {reason}"] = reasons.get(f"skipped: {reason}", 0) + 1
+    return {**counts, "skipped": quarantine.num_rows, **reasons}
+
+
+def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rows of norm 1; rows of zeros stay."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)

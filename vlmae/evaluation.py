@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, read_json, run_stage, write_json
 from vlmae.checkpoint import load_checkpoint
 from vlmae.data.batches import INPUTS
 from vlmae.data.labels import label_matrix, labels_fingerprint
-from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.token_source import TokenSource
 from vlmae.metrics import bootstrap, operating_point
-from vlmae.prediction import predict
-from vlmae.training import CHECKPOINT, cached, prediction_columns
+from vlmae.prediction import predict_clips, prediction_columns
+from vlmae.training import CHECKPOINT, in_source
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ class EvaluateConfig:
 
 
 def evaluate(
-    root: Path, cache: PrefixCache, trained: Stage, *, test: pa.Table, config: EvaluateConfig
+    root: Path, source: TokenSource, trained: Stage, *, test: pa.Table, config: EvaluateConfig
 ) -> Stage:
     """Measure a checkpoint on labelled clips, or reuse an equal measurement.
 
     Args:
         root: folder of all stages.
-        cache: tokens of all clips.
+        source: frozen tokens of the data set.
         trained: a finished `train` stage.
         test: label table (`vlmae.data.labels`) of clips that no training saw.
         config: metrics and controls.
@@ -78,7 +79,7 @@ def evaluate(
         "evaluate",
         config=asdict(config),
         inputs={
-            "cache": cache.stage.content,
+            **source.inputs,
             "train": trained.content,
             "test": labels_fingerprint(test, tasks),
         },
@@ -86,7 +87,7 @@ def evaluate(
             Part(
                 "metrics",
                 ("metrics.json", "predictions.parquet"),
-                partial(_measure, cache, trained.path / CHECKPOINT, test, config),
+                partial(_measure, source, trained.path / CHECKPOINT, test, config),
             )
         ],
     )
@@ -99,13 +100,17 @@ def read_metrics(evaluated: Stage) -> dict[str, dict[str, Any]]:
 
 
 def _measure(
-    cache: PrefixCache, path: Path, test: pa.Table, config: EvaluateConfig, output: Path
+    source: TokenSource, path: Path, test: pa.Table, config: EvaluateConfig, output: Path
 ) -> Counts:
     torch.set_num_threads(config.threads)
-    checkpoint = load_checkpoint(path, cache.identities)
+    checkpoint = load_checkpoint(path, source.identities)
     asked = test.num_rows
-    test, rows = cached(test, cache)
-    predictions = predict(checkpoint.model, cache, rows, inputs=config.inputs, seed=config.seed)
+    test = in_source(test, source)
+    ids = sample_ids.from_arrow(test["id"])
+    predictions, found = predict_clips(
+        checkpoint.model, source, ids, inputs=config.inputs, seed=config.seed
+    )
+    test = test.take(np.flatnonzero(found))
     tasks = checkpoint.model.tasks
     labels = label_matrix(test, tasks)
     metrics = {
@@ -119,7 +124,7 @@ def _measure(
     }
     write_json(output / "metrics.json", metrics)
     pq.write_table(prediction_columns(test, tasks, predictions), output / "predictions.parquet")
-    return {"clips": len(rows), "clips skipped": asked - len(rows)}
+    return {"clips": test.num_rows, "clips skipped": asked - test.num_rows}
 
 
 def _task_metrics(

@@ -45,6 +45,8 @@ class VlmaeModel(nn.Module):
         fusion: a variant; its `width` is the width of all projected tokens.
         tasks: one binary head each.
         dropout: in the heads, in [0, 1).
+        suffix: what lies behind the cuts of the towers and trains (`vlmae.towers.build_suffix`), or
+            None if both are frozen to their ends. `streams` are those behind it.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class VlmaeModel(nn.Module):
         fusion: Fusion,
         tasks: Sequence[str],
         dropout: float,
+        suffix: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if sorted(streams) != sorted(TOWERS):
@@ -64,6 +67,7 @@ class VlmaeModel(nn.Module):
             raise ValueError("tasks is empty: name at least one task")
         self.streams = {tower: dict(streams[tower]) for tower in TOWERS}
         self.tasks = list(tasks)
+        self.suffix = suffix
         self.fusion = fusion
         width = fusion.width
         self.project = nn.ModuleDict(
@@ -82,8 +86,11 @@ class VlmaeModel(nn.Module):
         """Logits of one batch.
 
         Args:
-            streams: stream name -> frozen tokens (B, T, width of the stream).
+            streams: stream name -> frozen tokens (B, T, width at the cut), in any float type.
         """
+        streams = {name: tokens.float() for name, tokens in streams.items()}
+        if self.suffix is not None:
+            streams = self.suffix(streams)
         vl, audio = (
             concatenate([self.project[name](streams[name]) for name in self.streams[tower]])
             for tower in TOWERS

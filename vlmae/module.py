@@ -11,8 +11,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from vlmae.data.batches import Batch
+from lsb.artifact import fingerprint
+from vlmae.data.batches import Batch, ClipBatch
 from vlmae.data.decode import Clip
+from vlmae.data.token_table import widths
 from vlmae.model import Output, VlmaeModel
 from vlmae.objectives import MultiTaskBinary
 from vlmae.tokens import Tokens, pad
@@ -52,6 +54,8 @@ class VlmaeModule(LightningModule):
         objective: loss over (B, K) logits and labels.
         optimizer: its settings.
         towers: the frozen backbones, for the live path; not needed on cached tokens.
+        seed: of dropout, which is drawn anew for every step from (seed, rank, step): a resumed
+            training draws what it would have drawn, without a generator's state in a checkpoint.
     """
 
     def __init__(
@@ -60,10 +64,18 @@ class VlmaeModule(LightningModule):
         objective: MultiTaskBinary,
         optimizer: OptimizerConfig,
         towers: Towers | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.optimizer_config = model, objective, optimizer
-        self.towers = towers
+        self.seed = seed
+        # In a tuple it is no submodule: frozen weights are never saved (contract 7).
+        self._towers = (towers,)
+
+    @property
+    def towers(self) -> Towers | None:
+        """The frozen backbones, if the module has them."""
+        return self._towers[0]
 
     def forward(self, streams: Mapping[str, Tokens]) -> Output:
         """Logits of frozen tokens, stream name -> (B, T, width)."""
@@ -76,37 +88,41 @@ class VlmaeModule(LightningModule):
         Raises:
             ValueError: the module was built without towers.
         """
-        if self.towers is None:
+        towers = self.towers
+        if towers is None:
             raise ValueError("this module has no towers: give `towers` to read decoded clips")
-        widths = {k: w for streams in self.towers.streams.values() for k, w in streams.items()}
-        tokens = self.towers.prefix(clips)
-        return {name: pad(tokens[name], width).to(self.device) for name, width in widths.items()}
+        tokens = towers.to(self.device).prefix(clips)
+        return {
+            name: pad(tokens[name], width).to(self.device)
+            for name, width in widths(towers.prefix_streams).items()
+        }
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def on_train_batch_start(self, batch: Batch | ClipBatch, batch_idx: int) -> None:
+        """Seed what is drawn in this step."""
+        step = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed(int(fingerprint([self.seed, self.global_rank, step])[:15], 16))
+
+    def training_step(self, batch: Batch | ClipBatch, _: int) -> dict[str, Tensor]:
         """Loss of the fused logits plus that of both unimodal heads.
 
         The unimodal heads' inputs are detached (contract 10), so their loss does not move the rest,
         except under late fusion, where they are the model.
+
+        Returns:
+            "loss", their sum, and "fused", of the fused logits alone, detached.
         """
-        output = self(batch.streams)
+        streams = batch.streams if isinstance(batch, Batch) else self.encode(batch.clips)
+        output = self(streams)
         loss: Tensor = self.objective(output.logits, batch.labels)
         auxiliary = self.objective(output.vl_logits, batch.labels) + self.objective(
             output.audio_logits, batch.labels
         )
-        self.log(
-            "loss",
-            loss.detach(),
-            prog_bar=True,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(batch.labels),
-        )
-        total: Tensor = loss + auxiliary
-        return total
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch.labels))
+        return {"loss": loss + auxiliary, "fused": loss.detach()}
 
     def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
+        self, batch: Batch | ClipBatch, device: torch.device, dataloader_idx: int
+    ) -> Batch | ClipBatch:
         """Lightning moves only containers that it knows."""
         return batch.to(device)
 

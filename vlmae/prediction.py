@@ -1,19 +1,24 @@
-"""Run a trained model over cached clips."""
+"""Run a trained model over clips whose frozen tokens are at hand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
+from lsb import ids as sample_ids
+from lsb.ids import IdArray
 from vlmae.data.batches import CachedClips
-from vlmae.data.prefix_cache import PrefixCache
-from vlmae.model import VlmaeModel
+from vlmae.data.token_source import CachedTokens, TokenSource
+from vlmae.data.token_table import Rows, TokenTable
+from vlmae.model import Output, VlmaeModel
 
 FloatArray = npt.NDArray[np.float32]
+BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -21,53 +26,153 @@ class Predictions:
     """What a model says of N clips, in the order they were asked for.
 
     Attributes:
-        probability: (N, K) float32 of the fused model.
-        vl_probability: (N, K) of the vision-language head.
-        audio_probability: (N, K) of the audio head.
+        logits: (N, K) float32 of the fused model.
+        vl_logits: (N, K) of the vision-language head.
+        audio_logits: (N, K) of the audio head.
         embedding: (N, D) fused vectors, not normalised.
+        dropout_logits: (N, K, T) fused logits of T passes with dropout; T may be 0.
     """
 
-    probability: FloatArray
-    vl_probability: FloatArray
-    audio_probability: FloatArray
+    logits: FloatArray
+    vl_logits: FloatArray
+    audio_logits: FloatArray
     embedding: FloatArray
+    dropout_logits: FloatArray
+
+    @property
+    def probability(self) -> FloatArray:
+        """(N, K) of the fused model."""
+        return _sigmoid(self.logits)
+
+    @property
+    def vl_probability(self) -> FloatArray:
+        """(N, K) of the vision-language head."""
+        return _sigmoid(self.vl_logits)
+
+    @property
+    def audio_probability(self) -> FloatArray:
+        """(N, K) of the audio head."""
+        return _sigmoid(self.audio_logits)
 
 
 def predict(
     model: VlmaeModel,
-    cache: PrefixCache,
-    rows: npt.NDArray[np.int64],
+    table: TokenTable,
+    rows: Rows,
     *,
     inputs: str = "both",
     seed: int = 0,
-    batch_size: int = 128,
+    dropout_samples: int = 0,
+    batch_size: int = BATCH_SIZE,
 ) -> Predictions:
-    """Predictions for rows of the cache, batched in the order given."""
+    """Predictions for rows of a table, batched in the order given.
+
+    Args:
+        model: in any mode; left in evaluation mode.
+        table: frozen tokens.
+        rows: (N,) row numbers.
+        inputs: see `vlmae.data.batches.CachedClips`.
+        seed: of shuffled audio and of dropout.
+        dropout_samples: T, passes with dropout (Gal and Ghahramani 2016, arXiv 1506.02142).
+        batch_size: clips at a time.
+    """
     tasks = len(model.tasks)
-    clips = CachedClips(cache, rows, np.full((len(rows), tasks), -1, np.int8), inputs, seed)
-    columns: list[list[FloatArray]] = [[], [], [], []]
+    clips = CachedClips(table, rows, np.full((len(rows), tasks), -1, np.int8), inputs, seed)
+    columns: dict[str, list[FloatArray]] = {field.name: [] for field in fields(Predictions)}
     model.eval()
     device = next(model.parameters()).device
-    with torch.inference_mode():
-        for indices in _groups(len(clips), batch_size):
-            batch = clips.collate([clips[index] for index in indices]).to(device)
-            output = model(batch.streams)
-            for column, values in zip(
-                columns,
-                (
-                    output.logits.sigmoid(),
-                    output.vl_logits.sigmoid(),
-                    output.audio_logits.sigmoid(),
-                    output.embedding,
-                ),
-                strict=True,
-            ):
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for start in range(0, len(clips), batch_size):
+            numbers = np.arange(start, min(start + batch_size, len(clips)))
+            batch = clips.batch(numbers).to(device)
+            output: Output = model(batch.streams)
+            samples = torch.zeros(len(numbers), tasks, dropout_samples)
+            if dropout_samples:
+                _only_dropout(model)
+                for sample in range(dropout_samples):
+                    samples[..., sample] = model(batch.streams).logits.float().cpu()
+                model.eval()
+            for name, column in columns.items():
+                values = samples if name == "dropout_logits" else getattr(output, name)
                 column.append(values.float().cpu().numpy())
     if not len(clips):
-        return Predictions(*(np.zeros((0, tasks), np.float32) for _ in range(4)))
-    return Predictions(*(np.concatenate(column) for column in columns))
+        return _no_predictions(model)
+    return Predictions(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
-def _groups(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
+def predict_clips(
+    model: VlmaeModel,
+    source: TokenSource,
+    ids: IdArray,
+    *,
+    inputs: str = "both",
+    seed: int = 0,
+) -> tuple[Predictions, npt.NDArray[np.bool_]]:
+    """Predictions for clips of a data set, whether their tokens are cached or not.
+
+    Args:
+        model: in any mode; left in evaluation mode.
+        source: of the tokens.
+        ids: (N,) clips wanted.
+        inputs, seed: see `predict`.
+
+    Returns:
+        Predictions of the clips that can be decoded, in the order of `ids`, and (N,) which those
+        are.
+
+    Raises:
+        ValueError: a clip is not in the data set, or the control needs a cache.
+    """
+    if inputs == "shuffled_audio" and not isinstance(source, CachedTokens):
+        raise ValueError(
+            "inputs=shuffled_audio needs cached tokens: run python -m vlmae.cache first"
+        )
+    pieces: list[Predictions] = []
+    found: list[IdArray] = []
+    for table, rows in source.tables(ids):
+        pieces.append(predict(model, table, rows, inputs=inputs, seed=seed))
+        found.append(sample_ids.from_arrow(table.rows["id"].take(rows)))
+    if not pieces:
+        pieces.append(_no_predictions(model))
+        found.append(ids[:0])
+    held = np.concatenate(found)
+    order = np.argsort(held, kind="stable")
+    present = np.isin(ids, held)
+    places = order[np.searchsorted(held[order], ids[present])]
+    joined = {
+        field.name: np.concatenate([getattr(piece, field.name) for piece in pieces])[places]
+        for field in fields(Predictions)
+    }
+    return Predictions(**joined), present
+
+
+def prediction_columns(table: pa.Table, tasks: Sequence[str], predictions: Predictions) -> pa.Table:
+    """A table of clips with the probabilities of all three heads appended."""
+    for prefix in ("probability", "vl_probability", "audio_probability"):
+        values = getattr(predictions, prefix)
+        for column, task in enumerate(tasks):
+            table = table.append_column(
+                f"{prefix}_{task}", pa.array(values[:, column], pa.float32())
+            )
+    return table
+
+
+def _no_predictions(model: VlmaeModel) -> Predictions:
+    logits = np.zeros((0, len(model.tasks)), np.float32)
+    embedding = np.zeros((0, model.fusion.embedding_width), np.float32)
+    return Predictions(logits, logits, logits, embedding, logits[..., None][..., :0])
+
+
+def _only_dropout(model: torch.nn.Module) -> None:
+    """Training mode for what draws at random, not for what keeps statistics.
+
+    Attention drops out by a flag of its own module.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.MultiheadAttention):
+            module.train()
+
+
+def _sigmoid(logits: FloatArray) -> FloatArray:
+    return torch.from_numpy(logits).sigmoid().numpy()

@@ -37,6 +37,10 @@ class Tokens:
         """The same tokens on a device."""
         return Tokens(self.values.to(device), self.mask.to(device))
 
+    def float(self) -> Tokens:
+        """The same tokens in float32, whatever they are kept in."""
+        return Tokens(self.values.float(), self.mask)
+
     def keep(self, rows: Tensor) -> Tokens:
         """The same tokens with every sample masked where `rows` (B,) bool is False."""
         return Tokens(self.values, self.mask & rows[:, None])

@@ -1,42 +1,50 @@
-"""The training stage: labels and cached tokens in, a checkpoint out."""
+"""The training stage: labels and frozen tokens in, a checkpoint out."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.utils.data import DataLoader
 
 from lsb import ids as sample_ids
-from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.artifact import Counts, Part, Stage, run_stage, scratch
+from lsb.ids import IdArray
+from vlmae.callbacks import History, Quarantine, SaveForResume, Trace
 from vlmae.checkpoint import build_model, save_checkpoint
-from vlmae.data.batches import INPUTS, CachedClips
-from vlmae.data.labels import label_matrix, labels_fingerprint
-from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.batches import INPUTS, CachedClips, LiveClips
+from vlmae.data.encode import QUARANTINE_SCHEMA
+from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint, with_weights
+from vlmae.data.loader import ClipLoader, LoaderConfig
+from vlmae.data.order import BatchOrder
+from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, require_known
 from vlmae.data.whitening import read_whitening
 from vlmae.metrics import choose_threshold
 from vlmae.module import OptimizerConfig, VlmaeModule
 from vlmae.objectives import MultiTaskBinary
-from vlmae.prediction import predict
+from vlmae.prediction import predict_clips, prediction_columns
+from vlmae.ranks import Ranks
+from vlmae.towers import build_towers
 
 CHECKPOINT = "checkpoint.safetensors"
+QUARANTINE = "quarantine.parquet"
+FILES = (CHECKPOINT, "training_set.parquet", "validation.parquet", QUARANTINE, "history.csv")
+PLACE = ("split", "shard", "offset", "size", "duration_s")
+# Where a training is written down while it runs: they change no result.
+NOT_HASHED = ("save_every_steps", "trace")
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,13 @@ class TrainConfig:
     Attributes:
         seed: of weights, batch order and dropout.
         epochs: passes over the labels.
-        batch_size: clips a step.
-        accelerator: "cpu" or "gpu" (one device); results are promised equal on equal hardware.
+        batch_size: clips a step and rank.
+        accelerator: "cpu" or "gpu"; results are promised equal on equal hardware.
         threads: torch threads on CPU.
         target_precision: the operating thresholds are chosen for it on validation labels.
         inputs: "both", or a control: "vl", "audio", "shuffled_audio".
+        save_every_steps: a killed training goes on from the last save; 0 never saves.
+        trace: folder to write the ids of every step to, or None.
     """
 
     seed: int
@@ -60,12 +70,15 @@ class TrainConfig:
     threads: int
     target_precision: float
     inputs: str
+    save_every_steps: int = 200
+    trace: str | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.threads < 1:
+        if self.epochs < 1 or self.batch_size < 1 or self.threads < 1 or self.save_every_steps < 0:
             raise ValueError(
                 f"trainer has epochs {self.epochs}, batch_size {self.batch_size}, threads "
-                f"{self.threads}: give at least 1 each"
+                f"{self.threads}, save_every_steps {self.save_every_steps}: give at least 1 each, "
+                "or 0 of the last"
             )
         if self.accelerator not in ("cpu", "gpu"):
             raise ValueError(f"trainer.accelerator is {self.accelerator!r}: use cpu or gpu")
@@ -77,141 +90,179 @@ class TrainConfig:
             raise ValueError(f"trainer.inputs is {self.inputs!r}: use one of {', '.join(INPUTS)}")
 
 
-def train(
-    root: Path,
-    cache: PrefixCache,
-    whitened: Stage,
-    *,
-    labelled: pa.Table,
-    validation: pa.Table,
-    model: Mapping[str, Any],
-    task_weights: Mapping[str, float],
-    optimizer: OptimizerConfig,
-    config: TrainConfig,
-) -> Stage:
-    """Train, or reuse the checkpoint of an equal training.
+@dataclass(frozen=True)
+class Training:
+    """One training, ready to run.
+
+    Attributes:
+        source: frozen tokens of the data set.
+        whitened: a finished `whiten` stage of this source.
+        labelled: training set, see `vlmae.data.labels`; clips that cannot be decoded are left out.
+        validation: labels that only choose the operating thresholds.
+        model: "fusion", "tasks", "dropout", "components", see `vlmae.checkpoint.build_model`.
+        task_weights: of the objective.
+        optimizer: its settings.
+        config: length, seed, device.
+        loader: composition of batches.
+        skip_limit: largest share of undecodable clips.
+        ranks: the processes that train together.
+    """
+
+    source: TokenSource
+    whitened: Stage
+    labelled: pa.Table
+    validation: pa.Table
+    model: Mapping[str, Any]
+    task_weights: Mapping[str, float]
+    optimizer: OptimizerConfig
+    config: TrainConfig
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    skip_limit: float = 1.0
+    ranks: Ranks = field(default_factory=Ranks)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in the order of the heads."""
+        return list(self.model["tasks"])
+
+
+def train(root: Path, training: Training) -> Stage:
+    """Train, or reuse the checkpoint of an equal training. Collective: all ranks call it.
 
     Args:
         root: folder of all stages.
-        cache: tokens of all clips.
-        whitened: a finished `whiten` stage of this cache.
-        labelled: training set, see `vlmae.data.labels`; clips that the cache skipped are left out.
-        validation: labels that only choose the operating thresholds.
-        model: "fusion", "tasks", "dropout", see `vlmae.checkpoint.build_model`.
-        task_weights: of the objective.
-        optimizer: its settings.
-        config: everything else.
+        training: what to train on what.
 
     Returns:
-        A stage with checkpoint.safetensors, training_set.parquet, validation.parquet (the
-        validation clips with their predictions) and history.csv.
+        A stage with checkpoint.safetensors, training_set.parquet (the manifest: ids, labels,
+        weights, sources, byte ranges), validation.parquet (the validation clips with their
+        predictions), quarantine.parquet and history.csv.
 
     Raises:
-        ValueError: no labelled clip is in the cache.
+        ValueError: no labelled clip can be decoded, too few for one step, or too many are bad.
     """
-    tasks = list(model["tasks"])
-    return run_stage(
-        root,
-        "train",
-        config={
-            "model": dict(model),
-            "task_weights": dict(task_weights),
-            "optimizer": asdict(optimizer),
-            "train": asdict(config),
-        },
-        inputs={
-            "cache": cache.stage.content,
-            "whitening": whitened.content,
-            "labels": labels_fingerprint(labelled, tasks),
-            "validation": labels_fingerprint(validation, tasks),
-        },
-        parts=[
-            Part(
-                "model",
-                (CHECKPOINT, "training_set.parquet", "validation.parquet", "history.csv"),
-                partial(
-                    _fit,
-                    cache,
-                    whitened,
-                    labelled,
-                    validation,
-                    model,
-                    task_weights,
-                    optimizer,
-                    config,
-                ),
-            )
-        ],
+    config = training.config
+    weighted = with_weights(
+        training.labelled,
+        training.tasks,
+        positive_weight=training.loader.positive_weight,
+        new_weight=training.loader.new_weight,
     )
+    settings = {k: v for k, v in asdict(config).items() if k not in NOT_HASHED}
+
+    def make(work: Any) -> Stage:
+        return run_stage(
+            root,
+            "train",
+            config={
+                "model": dict(training.model),
+                "task_weights": dict(training.task_weights),
+                "optimizer": asdict(training.optimizer),
+                "train": settings,
+                "loader": training.loader.hashed(),
+                "ranks": training.ranks.size,
+            },
+            inputs={
+                **training.source.inputs,
+                "whitening": training.whitened.content,
+                "labels": labels_fingerprint(weighted, training.tasks),
+                "validation": labels_fingerprint(training.validation, training.tasks),
+            },
+            parts=[Part("model", FILES, work)],
+            revision=2,
+        )
+
+    def fit(output: Path) -> Counts:
+        return _fit(training, weighted, output)
+
+    return training.ranks.all(make, fit)
 
 
-def cached(table: pa.Table, cache: PrefixCache) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-    """The rows of a label table whose clips are in the cache, in id order, and their cache rows."""
+def in_source(table: pa.Table, source: TokenSource) -> pa.Table:
+    """The rows of a label table whose clips a source has, in id order.
+
+    A cache knows which clips cannot be decoded and leaves them out; live, nobody knows yet.
+
+    Raises:
+        ValueError: a clip is not in the data set.
+    """
     ids = sample_ids.from_arrow(table["id"])
     order = np.argsort(ids, kind="stable")
-    rows = cache.rows_of(ids[order])
-    kept = rows >= 0
-    return table.take(order[kept]), rows[kept]
+    if isinstance(source, CachedTokens):
+        order = order[source.cache.rows_of(ids[order]) >= 0]
+    else:
+        require_known(source.index, ids)
+    return table.take(order)
 
 
-def prediction_columns(table: pa.Table, tasks: list[str], predictions: Any) -> pa.Table:
-    """A table of clips with the probabilities of all three heads appended."""
-    for prefix in ("probability", "vl_probability", "audio_probability"):
-        values = getattr(predictions, prefix)
-        for column, task in enumerate(tasks):
-            table = table.append_column(
-                f"{prefix}_{task}", pa.array(values[:, column], pa.float32())
-            )
-    return table
-
-
-def _fit(
-    cache: PrefixCache,
-    whitened: Stage,
-    labelled: pa.Table,
-    validation: pa.Table,
-    model_config: Mapping[str, Any],
-    task_weights: Mapping[str, float],
-    optimizer: OptimizerConfig,
-    config: TrainConfig,
-    output: Path,
-) -> Counts:
-    tasks = list(model_config["tasks"])
-    asked = labelled.num_rows
-    labelled, rows = cached(labelled, cache)
-    if len(rows) == 0:
+def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
+    """Train on all ranks; the first writes the files."""
+    config, tasks, source = training.config, training.tasks, training.source
+    asked = labelled
+    labelled = in_source(labelled, source)
+    if labelled.num_rows == 0:
         raise ValueError(
-            f"none of the {asked} labelled clips is in the cache {cache.stage.path}: label clips "
-            "of this data set"
+            f"none of the {asked.num_rows} labelled clips can be decoded: label clips of this data "
+            "set"
         )
     torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
-    clips = CachedClips(cache, rows, label_matrix(labelled, tasks), config.inputs, config.seed)
-    fresh = build_model(model_config, cache.streams)
-    fresh.set_whitening(read_whitening(whitened))
+    manifest = _with_places(labelled, source.index)
+    loader = _loader(training, manifest)
+    model = build_model(training.model, source.towers)
+    model.set_whitening(read_whitening(training.whitened))
+    live = isinstance(source, LiveTokens)
     module = VlmaeModule(
-        fresh,
-        MultiTaskBinary(tasks, dict(task_weights)),
-        optimizer,
+        model,
+        MultiTaskBinary(tasks, dict(training.task_weights)),
+        training.optimizer,
+        build_towers(source.towers["vl"], source.towers["audio"]) if live else None,
+        config.seed,
     )
-    history = _History()
-    trainer = _trainer(config, optimizer, history, output)
-    loader = DataLoader(
-        clips,
-        batch_size=config.batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(config.seed),
-        collate_fn=clips.collate,
-    )
+    history = History()
+    quarantine = Quarantine(labelled.num_rows, training.skip_limit)
+    unfinished = scratch(output) / "resume.ckpt"
+    callbacks: list[Callback] = [history, quarantine]
+    if config.trace:
+        callbacks.append(Trace(Path(config.trace)))
+    if config.save_every_steps:
+        callbacks.append(SaveForResume(unfinished, config.save_every_steps))
+    trainer = _trainer(training, callbacks, output)
+    resume = unfinished if unfinished.is_file() else None
     try:
-        trainer.fit(module, loader)
+        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
     except SIGTERMException:  # Lightning's has no exit code, so that a killed run looked finished
         print("error: stopped by SIGTERM: run the same command to go on", file=sys.stderr)
         raise SystemExit(143) from None
+    finally:
+        loader.close()
+    bad = quarantine.table()
+    if not training.ranks.first:
+        return {}
+    bad = pa.concat_tables([bad, _known_bad(asked, source)])
     history.write(output / "history.csv")
-    validation, validation_rows = cached(validation, cache)
+    pq.write_table(bad, output / QUARANTINE)
+    pq.write_table(manifest, output / "training_set.parquet")
+    _write_checkpoint(training, module, labelled, output)
+    usable = asked.num_rows - bad.num_rows
+    return {"labels": usable, "labels skipped": bad.num_rows, **_parameters(module)}
+
+
+def _write_checkpoint(
+    training: Training, module: VlmaeModule, labelled: pa.Table, output: Path
+) -> None:
+    """The checkpoint with its operating thresholds, and the predictions they were chosen on."""
+    config, tasks, source = training.config, training.tasks, training.source
+    validation = in_source(training.validation, source)
     model = module.model.to("cpu")
-    predictions = predict(model, cache, validation_rows, inputs=config.inputs, seed=config.seed)
+    predictions, found = predict_clips(
+        model,
+        source,
+        sample_ids.from_arrow(validation["id"]),
+        inputs=config.inputs,
+        seed=config.seed,
+    )
+    validation = validation.take(np.flatnonzero(found))
     labels = label_matrix(validation, tasks)
     thresholds = {}
     for column, task in enumerate(tasks):
@@ -222,16 +273,80 @@ def _fit(
     save_checkpoint(
         output / CHECKPOINT,
         model,
-        model_config=model_config,
-        frozen=cache.identities,
+        model_config=training.model,
+        towers=source.towers,
+        frozen=source.identities,
         training_set=labels_fingerprint(labelled, tasks),
         thresholds=thresholds,
     )
-    pq.write_table(labelled, output / "training_set.parquet")
     pq.write_table(
         prediction_columns(validation, tasks, predictions), output / "validation.parquet"
     )
-    return {"labels": len(rows), "labels skipped": asked - len(rows), **_parameters(module)}
+
+
+def _with_places(labelled: pa.Table, index: pa.Table) -> pa.Table:
+    """A training set as manifest: where each clip lies is added to it."""
+    order = np.argsort(sample_ids.from_arrow(index["id"]), kind="stable")
+    ids = sample_ids.from_arrow(index["id"])[order]
+    rows = order[np.searchsorted(ids, sample_ids.from_arrow(labelled["id"]))]
+    for column in PLACE:
+        labelled = labelled.append_column(column, index[column].take(rows))
+    return labelled
+
+
+def _loader(training: Training, manifest: pa.Table) -> ClipLoader:
+    config, source = training.config, training.source
+    labels = label_matrix(manifest, training.tasks)
+    clips: CachedClips | LiveClips
+    if isinstance(source, LiveTokens):
+        if config.inputs != "both":
+            raise ValueError(
+                f"trainer.inputs={config.inputs} needs cached tokens: run python -m vlmae.cache "
+                "first"
+            )
+        towers = build_towers(source.towers["vl"], source.towers["audio"])
+        clips = LiveClips(
+            source.prefix.data.path,
+            manifest,
+            labels,
+            policy=source.prefix.policy,
+            sample_rate=towers.sample_rate,
+            storage_options=source.prefix.storage_options,
+        )
+    elif isinstance(source, CachedTokens):
+        rows = source.cache.rows_of(sample_ids.from_arrow(manifest["id"]))
+        clips = CachedClips(source.cache, rows, labels, config.inputs, config.seed)
+    else:
+        raise TypeError(f"no loader for a {type(source).__name__}")
+    shards, offsets = np.array(manifest["shard"].to_pylist()), manifest["offset"].to_numpy()
+    places = np.empty(len(shards), np.int64)
+    places[np.lexsort((offsets, shards))] = np.arange(len(shards))
+    order = BatchOrder(
+        len(clips),
+        world=training.ranks.size,
+        config=training.loader.order(config.batch_size, config.seed),
+        weights=manifest[WEIGHT].to_numpy(),
+        lengths=manifest["duration_s"].to_numpy(),
+        places=places,
+    )
+    return ClipLoader(
+        clips,
+        order,
+        rank=training.ranks.rank,
+        workers=training.loader.workers,
+        prefetch=training.loader.prefetch,
+        data=labels_fingerprint(manifest, training.tasks),
+    )
+
+
+def _known_bad(asked: pa.Table, source: TokenSource) -> pa.Table:
+    """Quarantine of the labelled clips that a cache has left out."""
+    if not isinstance(source, CachedTokens):
+        return QUARANTINE_SCHEMA.empty_table()
+    quarantine = source.cache.quarantine()
+    ids: IdArray = sample_ids.from_arrow(quarantine["id"])
+    held = np.isin(ids, sample_ids.from_arrow(asked["id"]))
+    return quarantine.take(np.flatnonzero(held))
 
 
 def _parameters(module: VlmaeModule) -> Counts:
@@ -239,42 +354,33 @@ def _parameters(module: VlmaeModule) -> Counts:
     return {f"trainable: {part}": count for part, count in parts.items()}
 
 
-def _trainer(
-    config: TrainConfig, optimizer: OptimizerConfig, history: Callback, folder: Path
-) -> Trainer:
+def _trainer(training: Training, callbacks: list[Callback], folder: Path) -> Trainer:
+    config, ranks = training.config, training.ranks
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Raised inside Lightning 2.6 about its own use of torch; nothing here can change it.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # A module whose suffix keeps its batch norms in evaluation mode does so on purpose.
+    warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    bar = sys.stderr.isatty() and ranks.first
     return Trainer(
         max_epochs=config.epochs,
         # Inside a SLURM job Lightning would requeue by itself and start from checkpoints that it
         # finds in the current folder: only `launch` requeues (design, contract 9).
-        plugins=[LightningEnvironment()],
+        plugins=[TorchElasticEnvironment() if ranks.size > 1 else LightningEnvironment()],
         default_root_dir=folder,
         accelerator=config.accelerator,
-        devices=1,
+        devices=ranks.local_size,
+        num_nodes=ranks.size // ranks.local_size,
+        strategy="ddp" if ranks.size > 1 else "auto",
+        # Batches are dealt to ranks by `vlmae.data.order`.
+        use_distributed_sampler=False,
         deterministic=True,
-        gradient_clip_val=optimizer.clip_norm,
+        gradient_clip_val=training.optimizer.clip_norm,
         # A bar is for a terminal; a log file gets the lines that `launch` writes.
-        enable_progress_bar=sys.stderr.isatty(),
-        callbacks=[history, *([TQDMProgressBar(leave=False)] if sys.stderr.isatty() else [])],
+        enable_progress_bar=bar,
+        callbacks=[*callbacks, *([TQDMProgressBar(leave=False)] if bar else [])],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-
-
-class _History(Callback):
-    """Training loss by epoch."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.losses.append(float(trainer.callback_metrics["loss"]))
-
-    def write(self, path: Path) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as stream:
-            rows = csv.writer(stream)
-            rows.writerow(["epoch", "loss"])
-            rows.writerows(enumerate(self.losses))

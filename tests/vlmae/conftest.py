@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -21,14 +21,16 @@ import torch
 from lsb.artifact import Part, Stage, run_stage
 from lsb.ids import sample_id
 from lsb.labelled import LABEL
-from vlmae.data.decode import Clip
-from vlmae.data.prefix_cache import PrefixCache, PrefixConfig, cache_prefix
+from vlmae.data.decode import Clip, DecodePolicy
+from vlmae.data.index import INDEX_SCHEMA
+from vlmae.data.prefix_cache import Prefix, PrefixCache, PrefixConfig, cache_prefix
 from vlmae.data.prepare import PrepareConfig, prepare, read_truth
-from vlmae.data.prepare.shards import INDEX_SCHEMA
+from vlmae.data.records import END_OF_TAR, write_sample
+from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import whiten
 from vlmae.module import OptimizerConfig
 from vlmae.towers import Towers, build_towers
-from vlmae.training import TrainConfig, train
+from vlmae.training import TrainConfig, Training, train
 
 VL = {
     "_target_": "vlmae.backbones.vision_language.ImageTextEncoder",
@@ -40,7 +42,8 @@ VL = {
 AUDIO = {"_target_": "vlmae.backbones.audio.WhisperEncoder", "pool": 10}
 TASKS = ("relevance", "unsafe")
 COMPONENTS = 8
-DECODING = PrefixConfig(frames=2, processes=1, threads=1, skip_limit=0.5)
+POLICY = DecodePolicy(frames=2, backend="pyav")
+TOKENS = PrefixConfig(dtype="float16", processes=1, threads=1, skip_limit=0.5)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,14 +92,41 @@ def data(stages: Path) -> Stage:
     )
 
 
-@pytest.fixture(scope="session")
-def cache(stages: Path, data: Stage) -> PrefixCache:
-    return PrefixCache(cache_prefix(stages, data, vl=VL, audio=AUDIO, config=DECODING))
+PrefixMaker = Callable[..., Prefix]
 
 
 @pytest.fixture(scope="session")
-def whitened(stages: Path, cache: PrefixCache) -> Stage:
-    return whiten(stages, cache, components=COMPONENTS, splits=("first", "pool"))
+def prefix_on() -> PrefixMaker:
+    """A function from a data set, and what differs from the default, to its `Prefix`."""
+
+    def make(
+        data: Stage,
+        *,
+        policy: DecodePolicy = POLICY,
+        vl: dict[str, Any] = VL,
+        audio: dict[str, Any] = AUDIO,
+        **changes: Any,
+    ) -> Prefix:
+        return Prefix(data, vl, audio, policy, dataclasses.replace(TOKENS, **changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cache(stages: Path, data: Stage, prefix_on: PrefixMaker) -> PrefixCache:
+    stage = cache_prefix(stages, prefix_on(data))
+    assert stage is not None
+    return PrefixCache(stage)
+
+
+@pytest.fixture(scope="session")
+def source(cache: PrefixCache) -> CachedTokens:
+    return CachedTokens(cache)
+
+
+@pytest.fixture(scope="session")
+def whitened(stages: Path, source: CachedTokens) -> Stage:
+    return whiten(stages, source, components=COMPONENTS, splits=("first", "pool"), clips=1000)
 
 
 LabelTable = Callable[..., pa.Table]
@@ -140,12 +170,14 @@ TrainIn = Callable[..., Stage]
 
 @pytest.fixture(scope="session")
 def train_in(
-    cache: PrefixCache, whitened: Stage, labels_of: LabelTable, model_config: dict[str, Any]
+    source: CachedTokens, whitened: Stage, labels_of: LabelTable, model_config: dict[str, Any]
 ) -> TrainIn:
     """A function from a folder and changed arguments of `train` to the finished stage."""
 
     def run(root: Path, *, epochs: int = 2, learning_rate: float = 3e-3, **changes: Any) -> Stage:
         arguments: dict[str, Any] = {
+            "source": source,
+            "whitened": whitened,
             "labelled": labels_of("first"),
             "validation": labels_of("gold"),
             "model": model_config,
@@ -153,7 +185,7 @@ def train_in(
             "optimizer": OptimizerConfig(learning_rate, 0.0, 0.1, 1.0),
             "config": TrainConfig(0, epochs, 8, "cpu", 1, 0.8, "both"),
         }
-        return train(root, cache, whitened, **{**arguments, **changes})
+        return train(root, Training(**{**arguments, **changes}))
 
     return run
 
@@ -234,13 +266,14 @@ def make_media() -> MediaMaker:
 
 
 DataMaker = Callable[..., Stage]
+Media = bytes | dict[str, bytes]
 
 
 @pytest.fixture(scope="session")
 def make_data() -> DataMaker:
-    """A function from a folder and shards of (key, media) to a stage like that of `prepare`."""
+    """A function from a folder and shards of (key, mp4 or members) to a stage like `prepare`'s."""
 
-    def make(root: Path, shards: dict[str, list[tuple[str, bytes]]]) -> Stage:
+    def make(root: Path, shards: dict[str, list[tuple[str, Media]]]) -> Stage:
         parts = [
             Part(
                 name,
@@ -255,32 +288,26 @@ def make_data() -> DataMaker:
     return make
 
 
-def _write_shard(name: str, clips: list[tuple[str, bytes]], folder: Path) -> dict[str, int]:
+def _write_shard(name: str, clips: list[tuple[str, Media]], folder: Path) -> dict[str, int]:
     rows = []
-    with tarfile.open(folder / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+    with open(folder / f"{name}.tar", "wb") as stream:
         for key, media in clips:
-            offset = archive.offset
-            for ending, content in (
-                ("mp4", media),
-                ("json", json.dumps({"title": f"title of {key}"}).encode()),
-            ):
-                member = tarfile.TarInfo(f"{key}.{ending}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+            members = {"mp4": media} if isinstance(media, bytes) else media
+            title = json.dumps({"title": f"title of {key}"}).encode()
+            offset, size = write_sample(stream, key, {"json": title, **members})
             rows.append(
                 {
                     "id": sample_id(key),
                     "key": key,
                     "shard": f"{name}.tar",
                     "offset": offset,
-                    "size": archive.offset - offset,
-                    "mp4_offset": offset + tarfile.BLOCKSIZE,
-                    "mp4_size": len(media),
+                    "size": size,
                     "title": f"title of {key}",
                     "duration_s": 1.0,
                     "split": name.split("-")[0],
                 }
             )
+        stream.write(END_OF_TAR)
     table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     pq.write_table(table, folder / f"{name}.index.parquet")
     return {"clips": len(clips)}

@@ -12,16 +12,21 @@ from omegaconf import OmegaConf
 
 from launch.settings import Settings
 from vlmae.config import as_dict, build, compose_config, conf_dir
-from vlmae.data.prepare import PrepareConfig
+from vlmae.data.decode import DecodePolicy
+from vlmae.data.prefix_cache import PrefixConfig
+from vlmae.data.prepare import PrepareConfig, data_config
 
 CONF = Path(conf_dir())
 # `command` is the frame of every command, not a choice.
 GROUPS = sorted(
     path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("command",)
 )
+# Data without truth: the simulated annotator of a round cannot label them.
+UNLABELLED = ("folder", "manifest", "prepared", "shards")
 OPTIONS = [
     f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))
 ]
+COMMANDS = ("prepare", "cache", "embed", "train")
 
 
 def composed(*overrides: str) -> Settings:
@@ -37,9 +42,13 @@ def test_conf_dir_holds_the_roots() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_is_accepted(option: str) -> None:
+    group, name = option.split("=")
+    if group == "data" and name in UNLABELLED:
+        with pytest.raises(ValueError, match="no truth for the simulated annotator"):
+            composed(option)
+        return
     settings = composed(option)
     assert settings.tasks
-    group, name = option.split("=")
     if group == "arm":
         assert settings.arm == name
     if group == "experiment":
@@ -70,9 +79,24 @@ def test_debug_configs_override_experiments(file: Path) -> None:
 @pytest.mark.parametrize("size", sorted((CONF / "size").glob("*.yaml")), ids=lambda p: p.stem)
 def test_prepare_composes(data: Path, size: Path) -> None:
     config = compose_config("prepare", [f"data={data.stem}", f"size={size.stem}"])
-    prepared = build("data", PrepareConfig, as_dict(config.data))
+    if data.stem == "prepared":
+        assert config.data.source == "prepared"
+        return
+    prepared = data_config(as_dict(config.data))
     assert prepared.name == data.stem
-    assert prepared.first == OmegaConf.load(size).first
+    if isinstance(prepared, PrepareConfig):
+        assert prepared.first == OmegaConf.load(size).first
+    else:
+        assert prepared.shard_clips == OmegaConf.load(data).shard_clips
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_root_files_of_commands_compose(name: str) -> None:
+    values = as_dict(compose_config(name, []))
+    assert values["runs"] == "runs"
+    if name != "prepare":
+        build("decode", DecodePolicy, values["decode"])
+        build("prefix", PrefixConfig, values["prefix"])
 
 
 def test_threshold_and_broadening_belong_to_the_arm() -> None:
@@ -85,10 +109,11 @@ def test_threshold_and_broadening_belong_to_the_arm() -> None:
 
 def test_identity_leaves_out_where_and_how_fast() -> None:
     base = composed("experiment=tiny").identity
-    same = composed("experiment=tiny", "runs=/elsewhere", "prefix.processes=9", "data.processes=3")
+    elsewhere = ["runs=/elsewhere", "prefix.processes=9", "data.processes=3", "loader.workers=4"]
+    same = composed("experiment=tiny", *elsewhere, "trainer.save_every_steps=7")
     assert same.identity == base
     assert composed("experiment=tiny", "trainer.seed=1").identity != base
-    assert composed("experiment=tiny", "prefix.frames=4").identity != base
+    assert composed("experiment=tiny", "decode.frames=4").identity != base
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from token_values import tokens_of
 
 from lsb.ids import ID_TYPE, sample_id
 from vlmae.data.batches import Batch, CachedClips
@@ -23,7 +24,7 @@ def rows_with_sound(cache: PrefixCache, count: int) -> np.ndarray:
 def batch_of(cache: PrefixCache, rows: np.ndarray, inputs: str, seed: int = 0) -> Batch:
     labels = np.arange(len(rows), dtype=np.int8)[:, None] % 2
     clips = CachedClips(cache, rows, labels, inputs, seed)
-    return clips.collate([clips[index] for index in range(len(clips))])
+    return clips.batch(np.arange(len(clips)))
 
 
 def test_both_gives_every_clip_its_own_tokens(cache: PrefixCache) -> None:
@@ -34,7 +35,7 @@ def test_both_gives_every_clip_its_own_tokens(cache: PrefixCache) -> None:
     for name, tokens in batch.streams.items():
         for place, row in enumerate(rows):
             own = tokens.values[place][tokens.mask[place]]
-            assert torch.equal(own, cache.tokens(int(row), name))
+            assert torch.equal(own.float(), tokens_of(cache, int(row), name))
 
 
 @pytest.mark.parametrize(("inputs", "masked"), [("vl", ("audio",)), ("audio", VISUAL)])
@@ -67,7 +68,8 @@ def test_shuffled_audio_gives_every_clip_that_of_another(
         assert torch.equal(batch.streams[name].values, whole.streams[name].values)
     for place, row in enumerate(clips.audio_rows):
         audio = batch.streams["audio"]
-        assert torch.equal(audio.values[place][audio.mask[place]], cache.tokens(int(row), "audio"))
+        own = audio.values[place][audio.mask[place]].float()
+        assert torch.equal(own, tokens_of(cache, int(row), "audio"))
     again = batch_of(cache, rows, "shuffled_audio", seed)
     assert torch.equal(again.streams["audio"].values, batch.streams["audio"].values)
 

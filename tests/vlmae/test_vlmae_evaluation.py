@@ -18,8 +18,9 @@ from lsb.labelled import LABEL
 from lsb.store import Store
 from vlmae.checkpoint import build_model, load_checkpoint
 from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import read_whitening
-from vlmae.embedding import embed
+from vlmae.embedding import EmbedConfig, embed_fused
 from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics
 from vlmae.metrics import average_precision, operating_point, recall_at_precision
 from vlmae.prediction import predict
@@ -31,10 +32,14 @@ CONFIG = EvaluateConfig(target_precision=0.8, resamples=40, seed=0, inputs="both
 
 
 def test_metrics_are_those_of_the_predictions(
-    stages: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+    stages: Path,
+    cache: PrefixCache,
+    source: CachedTokens,
+    trained: Stage,
+    labels_of: LabelTable,
 ) -> None:
     test = labels_of("test")
-    stage = evaluate(stages, cache, trained, test=test, config=CONFIG)
+    stage = evaluate(stages, source, trained, test=test, config=CONFIG)
     metrics = read_metrics(stage)
     table = pq.read_table(stage.path / "predictions.parquet")
     thresholds = load_checkpoint(trained.path / CHECKPOINT, cache.identities).thresholds
@@ -58,13 +63,17 @@ def test_metrics_are_those_of_the_predictions(
 
 
 def test_labels_of_the_table_meet_their_own_clips(
-    stages: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+    stages: Path,
+    cache: PrefixCache,
+    source: CachedTokens,
+    trained: Stage,
+    labels_of: LabelTable,
 ) -> None:
     test = labels_of("test")
     truth = dict(zip(test["key"].to_pylist(), test[LABEL + "relevance"].to_pylist(), strict=True))
     turned = test.take(list(range(test.num_rows))[::-1])
-    ours = evaluate(stages, cache, trained, test=test, config=CONFIG)
-    assert evaluate(stages, cache, trained, test=turned, config=CONFIG).path == ours.path
+    ours = evaluate(stages, source, trained, test=test, config=CONFIG)
+    assert evaluate(stages, source, trained, test=turned, config=CONFIG).path == ours.path
     table = pq.read_table(ours.path / "predictions.parquet")
     assert (
         dict(zip(table["key"].to_pylist(), table[LABEL + "relevance"].to_pylist(), strict=True))
@@ -75,20 +84,28 @@ def test_labels_of_the_table_meet_their_own_clips(
 
 
 def test_skipped_clips_are_counted(
-    tmp_path: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+    tmp_path: Path,
+    cache: PrefixCache,
+    source: CachedTokens,
+    trained: Stage,
+    labels_of: LabelTable,
 ) -> None:
     pool = labels_of("pool")
-    stage = evaluate(tmp_path, cache, trained, test=pool, config=CONFIG)
-    skipped = set(cache.skipped()["key"].to_pylist()) & set(pool["key"].to_pylist())
+    stage = evaluate(tmp_path, source, trained, test=pool, config=CONFIG)
+    skipped = set(cache.quarantine()["key"].to_pylist()) & set(pool["key"].to_pylist())
     assert skipped
     assert stage.counts["clips skipped"] == len(skipped)
 
 
 def test_a_task_without_test_labels_is_null_and_stops_nothing(
-    tmp_path: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+    tmp_path: Path,
+    cache: PrefixCache,
+    source: CachedTokens,
+    trained: Stage,
+    labels_of: LabelTable,
 ) -> None:
     test = labels_of("test", blank=["unsafe"])
-    metrics = read_metrics(evaluate(tmp_path, cache, trained, test=test, config=CONFIG))
+    metrics = read_metrics(evaluate(tmp_path, source, trained, test=test, config=CONFIG))
     assert metrics["unsafe"]["clips"] == 0
     nothing = {"value": None, "low": None, "high": None}
     assert metrics["unsafe"]["average_precision"] == nothing
@@ -97,12 +114,16 @@ def test_a_task_without_test_labels_is_null_and_stops_nothing(
 
 
 def test_controls_are_measured_apart(
-    tmp_path: Path, cache: PrefixCache, trained: Stage, labels_of: LabelTable
+    tmp_path: Path,
+    cache: PrefixCache,
+    source: CachedTokens,
+    trained: Stage,
+    labels_of: LabelTable,
 ) -> None:
     tables = {}
     for inputs in ("both", "vl", "audio", "shuffled_audio"):
         config = dataclasses.replace(CONFIG, inputs=inputs)
-        stage = evaluate(tmp_path, cache, trained, test=labels_of("test"), config=config)
+        stage = evaluate(tmp_path, source, trained, test=labels_of("test"), config=config)
         tables[inputs] = pq.read_table(stage.path / "predictions.parquet")
     probabilities = {k: t["probability_relevance"].to_pylist() for k, t in tables.items()}
     assert len({tuple(values) for values in probabilities.values()}) == 4
@@ -110,8 +131,11 @@ def test_controls_are_measured_apart(
     assert len(set(tables["vl"]["audio_probability_unsafe"].to_pylist())) == 1
 
 
-def test_embedding_opens_as_a_store(stages: Path, cache: PrefixCache, trained: Stage) -> None:
-    stage = embed(stages, cache, trained, split="pool", threads=1)
+def test_embedding_opens_as_a_store(
+    stages: Path, cache: PrefixCache, source: CachedTokens, trained: Stage
+) -> None:
+    stage = embed_fused(stages, source, trained, EmbedConfig("pool"))
+    assert stage is not None
     store = Store.open(stage.path)
     assert store.kind == "fused"
     assert store.dimension == 3 * 16
@@ -144,13 +168,13 @@ def test_predictions_do_not_depend_on_batches(cache: PrefixCache, trained: Stage
 def test_dropout_is_for_training_only(
     cache: PrefixCache, whitened: Stage, model_config: dict[str, Any]
 ) -> None:
-    model = build_model({**model_config, "dropout": 0.9}, cache.streams).train()
+    model = build_model({**model_config, "dropout": 0.9}, cache.towers).train()
     model.set_whitening(read_whitening(whitened))
     first, second = (predict(model, cache, np.arange(8)).probability for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_unknown_split_is_refused(tmp_path: Path, cache: PrefixCache, trained: Stage) -> None:
-    with pytest.raises(ValueError, match="no clip of split 'train'"):
-        embed(tmp_path, cache, trained, split="train", threads=1)
+def test_unknown_split_is_refused(tmp_path: Path, source: CachedTokens, trained: Stage) -> None:
+    with pytest.raises(ValueError, match="no clip is in split 'train'"):
+        embed_fused(tmp_path, source, trained, EmbedConfig("train"))
     assert not list(tmp_path.iterdir())

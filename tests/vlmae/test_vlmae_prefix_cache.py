@@ -13,21 +13,29 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from token_values import tokens_of
 
 from lsb.artifact import Stage
 from lsb.ids import from_arrow, sample_ids
-from vlmae.data.decode import decode_clip
-from vlmae.data.prefix_cache import PrefixCache, PrefixConfig, cache_prefix
+from vlmae.data.decode import DecodePolicy, decode_sample
+from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
 from vlmae.data.prepare import read_index, read_truth
+from vlmae.data.ranges import RangeReader, tar_members
 from vlmae.module import OptimizerConfig, VlmaeModule
 from vlmae.objectives import MultiTaskBinary
 from vlmae.towers import Towers
 
 MediaMaker = Callable[..., bytes]
 DataMaker = Callable[..., Stage]
-Nodes = dict[str, dict[str, Any]]
-DECODING = PrefixConfig(frames=2, processes=1, threads=1, skip_limit=0.5)
+PrefixMaker = Callable[..., Prefix]
 BROKEN = b"not a video"
+POLICY = DecodePolicy(frames=2, backend="pyav")
+
+
+def made(root: Path, prefix: Prefix) -> Stage:
+    stage = cache_prefix(root, prefix)
+    assert stage is not None
+    return stage
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +61,17 @@ def test_cached_tokens_equal_the_live_path(data: Stage, cache: PrefixCache, towe
         towers,
     )
     for entry in checked:
-        with open(data.path / entry["shard"], "rb") as stream:
-            stream.seek(entry["mp4_offset"])
-            media = stream.read(entry["mp4_size"])
-        clip = decode_clip(
-            media, key=entry["key"], title=entry["title"], frames=2, sample_rate=16_000
-        )
+        record = RangeReader(data.path).read([entry["shard"]], [entry["offset"]], [entry["size"]])
+        members = tar_members(record[0], entry["key"])
+        clip = decode_sample(members, key=entry["key"], policy=POLICY, sample_rate=16_000)
         live = module.encode([clip])
         for stream_name, tokens in live.items():
-            cached = cache.tokens(rows[entry["key"]], stream_name)
+            cached = tokens_of(cache, rows[entry["key"]], stream_name)
             values = tokens.values[0][tokens.mask[0]]
             assert cached.shape == values.shape
             if len(values):
                 largest = float(values.abs().max())
                 torch.testing.assert_close(cached, values, rtol=2e-3, atol=2e-3 * largest)
-                assert cached.dtype == torch.float32
 
 
 def test_module_without_towers_reads_no_clips() -> None:
@@ -82,7 +86,7 @@ def test_module_without_towers_reads_no_clips() -> None:
 
 def test_every_clip_is_cached_or_skipped_with_a_reason(data: Stage, cache: PrefixCache) -> None:
     broken = by_key(read_truth(data), "broken")
-    cached, skipped = cache.rows["key"].to_pylist(), by_key(cache.skipped(), "reason")
+    cached, skipped = cache.rows["key"].to_pylist(), by_key(cache.quarantine(), "reason")
     assert sorted([*cached, *skipped]) == sorted(broken)
     truncated = {key for key, kind in broken.items() if kind == "truncated"}
     assert truncated
@@ -102,9 +106,9 @@ def test_clips_without_sound_have_no_audio_token_and_say_why(
         expected = reasons.get(broken[key])
         assert cache.rows["audio_missing"][row].as_py() == expected
         # AAC ends on a whole packet: up to one token more than the ten of two seconds.
-        assert len(cache.tokens(row, "audio")) in ((0,) if expected else (10, 11))
-        assert len(cache.tokens(row, "image")) == 2
-        assert len(cache.tokens(row, "text")) == 1
+        assert len(tokens_of(cache, row, "audio")) in ((0,) if expected else (10, 11))
+        assert len(tokens_of(cache, row, "image")) == 2
+        assert len(tokens_of(cache, row, "text")) == 1
         seen.add(expected)
     assert seen == {None, "no audio track", "zero-length audio"}
 
@@ -112,10 +116,11 @@ def test_clips_without_sound_have_no_audio_token_and_say_why(
 def test_rows_of_ids(data: Stage, cache: PrefixCache) -> None:
     ids = from_arrow(read_truth(data)["id"])
     rows = cache.rows_of(ids)
-    absent = set(cache.skipped()["key"].to_pylist())
+    absent = set(cache.quarantine()["key"].to_pylist())
     for key, row in zip(read_truth(data)["key"].to_pylist(), rows, strict=True):
         assert row == -1 if key in absent else cache.rows["key"][int(row)].as_py() == key
-    assert cache.rows_of(sample_ids(["never", "heard of"])).tolist() == [-1, -1]
+    with pytest.raises(ValueError, match=r"2 clips are neither in the cache .* nor in its quaran"):
+        cache.rows_of(sample_ids(["never", "heard of"]))
     assert len(cache.rows_of(ids[:0])) == 0
 
 
@@ -135,33 +140,32 @@ def test_bytes_per_clip_are_those_of_the_files(cache: PrefixCache) -> None:
 
 
 def test_shard_in_which_no_clip_decodes(
-    tmp_path: Path, make_data: DataMaker, good: bytes, nodes: Nodes
+    tmp_path: Path, make_data: DataMaker, good: bytes, prefix_on: PrefixMaker
 ) -> None:
     data = make_data(tmp_path, {"pool-0": [("x", BROKEN)], "pool-1": [("y", good)]})
-    cache = PrefixCache(cache_prefix(tmp_path, data, **nodes, config=DECODING))
+    cache = PrefixCache(made(tmp_path, prefix_on(data)))
     assert cache.rows["key"].to_pylist() == ["y"]
-    assert by_key(cache.skipped(), "reason") == {"x": "undecodable file"}
+    assert by_key(cache.quarantine(), "reason") == {"x": "undecodable file"}
     assert cache.shards_of("pool") == ["pool-1"]
-    assert len(cache.tokens(0, "audio")) > 0
+    assert len(tokens_of(cache, 0, "audio")) > 0
 
 
 def test_shard_in_which_no_clip_has_sound(
-    tmp_path: Path, make_data: DataMaker, make_media: MediaMaker, nodes: Nodes
+    tmp_path: Path, make_data: DataMaker, make_media: MediaMaker, prefix_on: PrefixMaker
 ) -> None:
     data = make_data(tmp_path, {"pool-0": [("x", make_media(3)), ("y", make_media(3))]})
-    cache = PrefixCache(cache_prefix(tmp_path, data, **nodes, config=DECODING))
-    assert [len(cache.tokens(row, "audio")) for row in (0, 1)] == [0, 0]
+    cache = PrefixCache(made(tmp_path, prefix_on(data)))
+    assert [len(tokens_of(cache, row, "audio")) for row in (0, 1)] == [0, 0]
     assert cache.stage.counts["masked: no audio track"] == 2
 
 
 def test_too_many_skipped_clips_are_refused(
-    tmp_path: Path, make_data: DataMaker, good: bytes, nodes: Nodes
+    tmp_path: Path, make_data: DataMaker, good: bytes, prefix_on: PrefixMaker
 ) -> None:
     data = make_data(tmp_path, {"pool-0": [("x", BROKEN), ("y", good), ("z", good)]})
-    strict = dataclasses.replace(DECODING, skip_limit=0.3)
     with pytest.raises(ValueError, match=r"1 of 3 clips.*undecodable file': 1.*skip_limit=0\.3"):
-        cache_prefix(tmp_path, data, **nodes, config=strict)
-    lenient = cache_prefix(tmp_path, data, **nodes, config=DECODING)
+        made(tmp_path, prefix_on(data, skip_limit=0.3))
+    lenient = made(tmp_path, prefix_on(data))
     assert lenient.reused, "the limit judges the stage, it is not part of it"
 
 
@@ -169,20 +173,20 @@ def test_other_weights_frames_or_data_are_another_stage(
     tmp_path: Path,
     make_data: DataMaker,
     good: bytes,
-    nodes: Nodes,
+    prefix_on: PrefixMaker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = make_data(tmp_path, {"pool-0": [("x", good)]})
-    stages = [cache_prefix(tmp_path, data, **nodes, config=DECODING)]
-    again = cache_prefix(tmp_path, data, **nodes, config=dataclasses.replace(DECODING, processes=2))
+    stages = [made(tmp_path, prefix_on(data))]
+    again = made(tmp_path, prefix_on(data, processes=2))
     assert again.reused
     assert again.path == stages[0].path
-    three = dataclasses.replace(DECODING, frames=3)
-    stages.append(cache_prefix(tmp_path, data, **nodes, config=three))
+    three = dataclasses.replace(POLICY, frames=3)
+    stages.append(made(tmp_path, prefix_on(data, policy=three)))
     other = make_data(tmp_path, {"pool-0": [("y", good)]})
-    stages.append(cache_prefix(tmp_path, other, **nodes, config=DECODING))
+    stages.append(made(tmp_path, prefix_on(other)))
     monkeypatch.setattr("vlmae.backbones.audio.weights_sha256", lambda *modules: "0" * 64)
-    stages.append(cache_prefix(tmp_path, data, **nodes, config=DECODING))
+    stages.append(made(tmp_path, prefix_on(data)))
     assert len({stage.path for stage in stages}) == len(stages)
 
 
@@ -209,37 +213,45 @@ def flip_header(tar: bytes) -> bytes:
         pytest.param(lambda tar: tar[: tar.index(b"y.json")], id="cut before a title"),
         pytest.param(lambda tar: tar[:100], id="cut in the first header"),
         pytest.param(lambda tar: b"", id="empty"),
-        pytest.param(flip_header, id="damaged header"),
     ],
 )
 def test_damaged_shard_is_an_error_that_names_it(
     tmp_path: Path,
     make_data: DataMaker,
     good: bytes,
-    nodes: Nodes,
+    prefix_on: PrefixMaker,
     change: Callable[[bytes], bytes],
 ) -> None:
     data = make_data(tmp_path / "sound", {"pool-0": [("x", good), ("y", good)]})
     damaged = with_shard(data, tmp_path, change)
     with pytest.raises(ValueError, match=r"pool-0\.tar.*prepare"):
-        cache_prefix(tmp_path, damaged, **nodes, config=DECODING)
+        made(tmp_path, prefix_on(damaged))
     assert not list(tmp_path.glob("cache-*[0-9a-f]"))
+
+
+def test_a_damaged_header_is_one_bad_clip(
+    tmp_path: Path, make_data: DataMaker, good: bytes, prefix_on: PrefixMaker
+) -> None:
+    data = make_data(tmp_path / "sound", {"pool-0": [("x", good), ("y", good), ("z", good)]})
+    cache = PrefixCache(made(tmp_path, prefix_on(with_shard(data, tmp_path, flip_header))))
+    assert cache.rows["key"].to_pylist() == ["x", "z"]
+    assert by_key(cache.quarantine(), "reason") == {"y": "damaged sample"}
 
 
 def test_a_shard_is_read_whole_under_torchrun(
     tmp_path: Path,
     make_data: DataMaker,
     good: bytes,
-    nodes: Nodes,
+    prefix_on: PrefixMaker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
     data = make_data(tmp_path, {"pool-0": [("x", good), ("y", good), ("z", good)]})
-    assert cache_prefix(tmp_path, data, **nodes, config=DECODING).counts["clips"] == 3
+    assert made(tmp_path, prefix_on(data)).counts["clips"] == 3
 
 
 def test_config_of_the_stage_tells_the_identities(cache: PrefixCache, towers: Towers) -> None:
     recorded = json.loads((cache.stage.path / "manifest.json").read_text())["config"]
     assert recorded["identities"] == cache.identities == towers.identities()
-    assert cache.streams == towers.streams
+    assert cache.streams == towers.prefix_streams

@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 
 from lsb.artifact import Stage, file_sha256
 from lsb.ids import from_arrow, sample_id
@@ -24,13 +23,16 @@ from lsb.labelled import LABEL
 from vlmae.checkpoint import build_model, load_checkpoint, save_checkpoint
 from vlmae.data.batches import CachedClips
 from vlmae.data.labels import label_matrix, labels_fingerprint
+from vlmae.data.loader import ClipLoader
+from vlmae.data.order import BatchOrder, OrderConfig
 from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import read_whitening
 from vlmae.metrics import choose_threshold
 from vlmae.module import OptimizerConfig, VlmaeModule
 from vlmae.objectives import MultiTaskBinary
 from vlmae.prediction import predict
-from vlmae.training import CHECKPOINT, TrainConfig, cached
+from vlmae.training import CHECKPOINT, TrainConfig, in_source
 
 TrainIn = Callable[..., Stage]
 LabelTable = Callable[..., pa.Table]
@@ -53,7 +55,8 @@ def test_eight_clips_are_learnt_by_heart(
     assert history[0] > 0.5
     assert history[-1] < 0.02
     checkpoint = load_checkpoint(stage.path / CHECKPOINT, cache.identities)
-    table, rows = cached(few, cache)
+    table = in_source(few, CachedTokens(cache))
+    rows = cache.rows_of(from_arrow(table["id"]))
     predicted = predict(checkpoint.model, cache, rows).probability > 0.5
     assert (predicted == (label_matrix(table, TASKS) == 1)).all()
 
@@ -102,7 +105,7 @@ def test_clips_that_were_skipped_are_counted_and_left_out(
     trained: Stage, labels_of: LabelTable, cache: PrefixCache
 ) -> None:
     asked = labels_of("first")
-    skipped = set(cache.skipped()["key"].to_pylist()) & set(asked["key"].to_pylist())
+    skipped = set(cache.quarantine()["key"].to_pylist()) & set(asked["key"].to_pylist())
     assert skipped
     assert trained.counts["labels skipped"] == len(skipped)
     assert trained.counts["labels"] == asked.num_rows - len(skipped)
@@ -161,7 +164,9 @@ def test_labels_of_another_data_set_are_refused(
     table = labels_of("first", limit=3)
     ids = pa.array([sample_id(f"other-{n}") for n in range(3)], table["id"].type)
     foreign = table.set_column(0, "id", ids)
-    with pytest.raises(ValueError, match=r"none of the 3 labelled clips is in the cache"):
+    with pytest.raises(
+        ValueError, match=r"3 clips are neither in the cache"
+    ):
         train_in(tmp_path, labelled=foreign)
     assert not [path for path in tmp_path.glob("train-*") if path.suffix != ".partial"]
 
@@ -182,13 +187,14 @@ def test_checkpoint_gives_back_the_model(
     tmp_path: Path, cache: PrefixCache, whitened: Stage, model_config: dict[str, Any]
 ) -> None:
     torch.manual_seed(3)
-    model = build_model(model_config, cache.streams)
+    model = build_model(model_config, cache.towers)
     model.set_whitening(read_whitening(whitened))
     path = tmp_path / CHECKPOINT
     save_checkpoint(
         path,
         model,
         model_config=model_config,
+        towers=cache.towers,
         frozen=cache.identities,
         training_set="abc",
         thresholds={"relevance": 0.25, "unsafe": 0.5},
@@ -242,22 +248,22 @@ def test_what_is_no_checkpoint_is_refused(
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"format None version None.*train again"):
         load_checkpoint(path, cache.identities)
-    path.write_bytes(whole.replace(b'version\\":1', b'version\\":7'))
+    path.write_bytes(whole.replace(b'version\\":2', b'version\\":7'))
     with pytest.raises(ValueError, match="version 7"):
         load_checkpoint(path, cache.identities)
 
 
 def module_on(
     cache: PrefixCache, whitened: Stage, model_config: dict[str, Any]
-) -> tuple[VlmaeModule, DataLoader[Any]]:
+) -> tuple[VlmaeModule, ClipLoader]:
     torch.manual_seed(0)
-    model = build_model(model_config, cache.streams)
+    model = build_model(model_config, cache.towers)
     model.set_whitening(read_whitening(whitened))
     optimizer = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, warmup=0.25, clip_norm=1.0)
     module = VlmaeModule(model, MultiTaskBinary(TASKS, {}), optimizer)
     labels = np.arange(32, dtype=np.int8).reshape(16, 2) % 2
     clips = CachedClips(cache, np.arange(16), labels)
-    return module, DataLoader(clips, batch_size=4, collate_fn=clips.collate)
+    return module, ClipLoader(clips, BatchOrder(16, world=1, config=OrderConfig(4)))
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:Warning")
@@ -300,11 +306,12 @@ def test_loss_is_that_of_all_three_heads(
     batch = next(iter(loader))
     logged: dict[str, torch.Tensor] = {}
     module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
-    total = module.training_step(batch, 0)
+    losses = module.training_step(batch, 0)
     output = module(batch.streams)
     fused, vl, audio = (
         module.objective(logits, batch.labels)
         for logits in (output.logits, output.vl_logits, output.audio_logits)
     )
-    torch.testing.assert_close(total, fused + vl + audio)
+    torch.testing.assert_close(losses["loss"], fused + vl + audio)
+    torch.testing.assert_close(losses["fused"], fused.detach())
     torch.testing.assert_close(logged["loss"], fused.detach())

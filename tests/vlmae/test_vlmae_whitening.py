@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from token_values import tokens_of
 
 from lsb.artifact import Stage
 from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.token_source import CachedTokens
+from vlmae.data.token_table import widths
 from vlmae.data.whitening import principal_map, read_whitening, whiten
 
 
@@ -71,9 +74,9 @@ def test_stage_is_fitted_on_mean_tokens_of_the_given_splits(
     assert set(maps) == {"image", "text", "audio"}
     splits = cache.rows["split"].to_pylist()
     for stream, (mean, mapping) in maps.items():
-        assert mapping.shape == (cache.stream_widths[stream], 8)
+        assert mapping.shape == (widths(cache.streams)[stream], 8)
         rows = [row for row, split in enumerate(splits) if split in ("first", "pool")]
-        tokens = [cache.tokens(row, stream) for row in rows]
+        tokens = [tokens_of(cache, row, stream) for row in rows]
         means = torch.stack([values.mean(dim=0) for values in tokens if len(values)])
         assert whitened.counts[f"clips: {stream}"] == len(means)
         white = (means - mean) @ mapping
@@ -83,9 +86,9 @@ def test_stage_is_fitted_on_mean_tokens_of_the_given_splits(
     assert whitened.counts["clips: audio"] < whitened.counts["clips: image"]
 
 
-def test_too_many_components_are_refused(tmp_path: Path, cache: PrefixCache) -> None:
+def test_too_many_components_are_refused(tmp_path: Path, source: CachedTokens) -> None:
     for components, split in itertools.product((0, 385), ("pool",)):
         with pytest.raises(ValueError, match=r"from 1 to 384, the width of the narrowest stream"):
-            whiten(tmp_path, cache, components=components, splits=[split])
+            whiten(tmp_path, source, components=components, splits=[split], clips=100)
     with pytest.raises(ValueError, match=r"8 clips in \['gold'\].*components=8: prepare more"):
-        whiten(tmp_path, cache, components=8, splits=["gold"])
+        whiten(tmp_path, source, components=8, splits=["gold"], clips=100)

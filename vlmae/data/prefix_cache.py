@@ -1,23 +1,23 @@
 """The frozen-prefix cache: tokens of the frozen towers, computed once per clip (contract 11).
 
-A stage with one part a shard. Per part and stream all tokens lie end to end in one float16 array,
+A stage with one part a shard. Per part and stream all tokens lie end to end in one array,
 memory-mapped on use, beside a table of rows that says where each clip's tokens are:
 
-    pool-00003.image.npy      (sum of lengths, 1280) float16
-    pool-00003.rows.parquet   id, key, split, shard, offset, size, <stream>_start, <stream>_length,
-                              audio_missing (why, or null)
-    pool-00003.skipped.parquet  id, key, reason: the clips that could not be decoded
+    pool-00003.image.npy           (sum of lengths, 1280) float16, or int8, or the bits of bfloat16
+    pool-00003.image.scale.npy     (sum of lengths,) float16, with int8 only
+    pool-00003.rows.parquet        id, key, split, shard, offset, size, duration_s,
+                                   <stream>_start, <stream>_length, audio_missing, video_missing
+    pool-00003.quarantine.parquet  id, key, reason, detail of clips that could not be decoded
 
-The stage's name covers the data's content hash, the identity of the frozen weights and the decode
-policy, so tokens of other weights or other clips are never picked up.
+The stage's name covers the content of the data, the identity of the frozen weights, the decode
+policy and the dtype, so tokens of other weights or other clips are never picked up; an unfinished
+cache has another name. A part is keyed by the same for its shard alone: when shards are added, or
+one is rewritten, the others are linked from the older cache.
 """
 
 from __future__ import annotations
 
-import json
-import tarfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,229 +28,244 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import webdataset as wds
-from torch import Tensor
 
 from lsb import ids as sample_ids
-from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.artifact import (
+    Counts,
+    OnPart,
+    Part,
+    Stage,
+    fingerprint,
+    open_stage,
+    stage_directory,
+    work_on_stage,
+)
 from lsb.ids import IdArray
-from vlmae.data.decode import BadClipError, Clip, decode_clip
-from vlmae.towers import Towers, build_towers
+from vlmae.data.decode import DecodePolicy
+from vlmae.data.encode import EncodedShard, encode_shard
+from vlmae.data.index import INDEX_ENDING
+from vlmae.data.token_table import Rows, Streams, TokenCodec, pad_spans, widths
+from vlmae.tokens import Tokens
+from vlmae.towers import build_towers
 
-CLIPS_AT_A_TIME = 16
-INDEX_COLUMNS = ("id", "key", "split", "shard", "offset", "size")
+STAGE = "cache"
+REVISION = 2
+USES = ("auto", "require", "off")
 
 
 @dataclass(frozen=True)
 class PrefixConfig:
-    """How clips become tokens.
+    """How tokens are kept, and how hard the machine works for them.
 
     Attributes:
-        frames: frames read per clip.
+        dtype: "float16", "bfloat16", or "int8" with one scale a token.
         processes: worker processes, one shard each at a time.
         threads: torch threads in each of them; results are promised equal for equal numbers.
-        skip_limit: largest share of undecodable clips, over which the stage is refused.
+        skip_limit: largest share of undecodable clips, over which a stage is refused.
+        use: what training, embedding and evaluation do: "auto" reads a finished cache and computes
+            tokens as it goes where there is none, "require" refuses to, "off" never looks.
     """
 
-    frames: int
+    dtype: str
     processes: int
     threads: int
     skip_limit: float
+    use: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or self.processes < 1 or self.threads < 1:
+        TokenCodec(self.dtype)
+        if self.processes < 1 or self.threads < 1:
             raise ValueError(
-                f"prefix has frames {self.frames}, processes {self.processes}, threads "
-                f"{self.threads}: give at least 1 each"
+                f"prefix has processes {self.processes}, threads {self.threads}: give at least 1 "
+                "each"
             )
         if not 0 <= self.skip_limit <= 1:
             raise ValueError(f"prefix.skip_limit is {self.skip_limit}: give a share in [0, 1]")
+        if self.use not in USES:
+            raise ValueError(f"prefix.use is {self.use!r}: use one of {', '.join(USES)}")
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Everything that determines the frozen tokens of a data set.
+
+    Attributes:
+        data: a finished `prepare` stage.
+        vl: Hydra node of the vision-language backbone.
+        audio: Hydra node of the audio backbone.
+        policy: which frames are read, by which decoder.
+        config: how tokens are kept.
+        storage_options: of fsspec, for shards that lie elsewhere; no part of any key.
+    """
+
+    data: Stage
+    vl: Mapping[str, Any]
+    audio: Mapping[str, Any]
+    policy: DecodePolicy
+    config: PrefixConfig
+    storage_options: Mapping[str, Any] | None = None
+
+    @property
+    def shards(self) -> list[str]:
+        """Names of the shards, in order."""
+        names = [name for name in self.data.files if name.endswith(INDEX_ENDING)]
+        return [name.removesuffix(INDEX_ENDING) for name in names]
+
+    def encode(self, shard: str, only: IdArray | None = None) -> EncodedShard:
+        """Decode and encode one shard, or some of its clips, now and in this process."""
+        torch.set_num_threads(self.config.threads)
+        towers = build_towers(self.vl, self.audio)
+        return encode_shard(self.data.path, shard, towers, self.policy, self.storage_options, only)
+
+    def key(self) -> dict[str, Any]:
+        """What determines the tokens of a clip: weights, decode policy, threads."""
+        towers = build_towers(self.vl, self.audio)
+        return {
+            "decode": self.policy.hashed(),
+            "sample_rate": towers.sample_rate,
+            "threads": self.config.threads,
+            "streams": towers.prefix_streams,
+            "identities": towers.identities(),
+        }
+
+    def shard_key(self, shard: str) -> str:
+        """Hash of what determines the tokens of one shard."""
+        files = self.data.manifest["parts"][shard]["files"]
+        media = {name.removeprefix(shard): entry["sha256"] for name, entry in files.items()}
+        kept = {end: media[end] for end in (".tar", INDEX_ENDING) if end in media}
+        return fingerprint([REVISION, self.key(), kept])
 
 
 def cache_prefix(
-    root: Path,
-    data: Stage,
-    *,
-    vl: Mapping[str, Any],
-    audio: Mapping[str, Any],
-    config: PrefixConfig,
-) -> Stage:
+    root: Path, prefix: Prefix, *, share: tuple[int, int] = (0, 1), on_part: OnPart | None = None
+) -> Stage | None:
     """Compute, finish or reuse the cache of a prepared data set.
 
     Args:
         root: folder of all stages.
-        data: a finished `prepare` stage.
-        vl: Hydra node of the vision-language backbone.
-        audio: Hydra node of the audio backbone.
-        config: decode policy and parallelism.
+        prefix: what is cached.
+        share: number and count of independent processes that share the work.
+        on_part: called after every shard.
+
+    Returns:
+        The finished stage; None while shards of other shares are missing.
 
     Raises:
-        ValueError: more than `skip_limit` of the clips cannot be decoded; counts by reason.
+        ValueError: more than `skip_limit` of the clips cannot be decoded, with counts by reason; or
+            the decode policy differs from epoch to epoch.
     """
-    towers = build_towers(vl, audio)
-    streams = [name for tower in towers.streams.values() for name in tower]
-    shards = [name.removesuffix(".tar") for name in data.files if name.endswith(".tar")]
+    stage = work_on_stage(
+        root,
+        STAGE,
+        **_spec(prefix),
+        share=share,
+        processes=prefix.config.processes,
+        on_part=on_part,
+    )
+    if stage is not None:
+        require_few_skipped(stage.counts, prefix.config.skip_limit, stage.path)
+    return stage
+
+
+def find_cache(root: Path, prefix: Prefix) -> PrefixCache | None:
+    """The finished cache of these very tokens, or None."""
+    if not prefix.policy.repeatable:
+        return None
+    path = stage_directory(root, STAGE, **_spec(prefix))
+    return PrefixCache(open_stage(path)) if path.is_dir() else None
+
+
+def require_few_skipped(counts: Counts, limit: float, path: Path) -> None:
+    """Refuse a data set of which too much cannot be decoded.
+
+    Raises:
+        ValueError: names the counts by reason and the remedy.
+    """
+    skipped, clips = counts.get("skipped", 0), counts.get("clips", 0)
+    if skipped > limit * (skipped + clips):
+        reasons = {k: v for k, v in counts.items() if k.startswith("skipped: ")}
+        raise ValueError(
+            f"{skipped} of {skipped + clips} clips cannot be decoded ({reasons}), more than "
+            f"prefix.skip_limit={limit}: look at *.quarantine.parquet in {path}, mend the data or "
+            "raise the limit"
+        )
+
+
+def _spec(prefix: Prefix) -> dict[str, Any]:
+    """Arguments that name the stage."""
+    if not prefix.policy.repeatable:
+        raise ValueError(
+            f"decode.sampling={prefix.policy.sampling} reads other frames every epoch, so its "
+            "tokens cannot be cached: use uniform or keyframe, or prefix.use=off"
+        )
+    codec = TokenCodec(prefix.config.dtype)
+    streams = widths(build_towers(prefix.vl, prefix.audio).prefix_streams)
     parts = [
         Part(
             shard,
             (
-                *(f"{shard}.{stream}.npy" for stream in streams),
+                *(_array_file(shard, name, array) for name in streams for array in codec.files),
                 f"{shard}.rows.parquet",
-                f"{shard}.skipped.parquet",
+                f"{shard}.quarantine.parquet",
             ),
-            partial(_cache_shard, data.path, shard, dict(vl), dict(audio), config),
+            partial(_cache_shard, prefix, shard),
+            key=fingerprint([prefix.shard_key(shard), codec.dtype, shard]),
         )
-        for shard in shards
+        for shard in prefix.shards
     ]
-    stage = run_stage(
-        root,
-        "cache",
-        config={
-            "frames": config.frames,
-            "sample_rate": towers.sample_rate,
-            "threads": config.threads,
-            "streams": towers.streams,
-            "identities": towers.identities(),
+    return {
+        "config": {
+            **prefix.key(),
+            "dtype": codec.dtype,
+            "towers": {"vl": dict(prefix.vl), "audio": dict(prefix.audio)},
         },
-        inputs={"data": data.content},
-        parts=parts,
-        processes=config.processes,
-    )
-    skipped, clips = stage.counts.get("skipped", 0), stage.counts.get("clips", 0)
-    if skipped > config.skip_limit * (skipped + clips):
-        reasons = {k: v for k, v in stage.counts.items() if k.startswith("skipped: ")}
-        raise ValueError(
-            f"{skipped} of {skipped + clips} clips cannot be decoded ({reasons}), more than "
-            f"prefix.skip_limit={config.skip_limit}: look at *.skipped.parquet in {stage.path}, "
-            "mend the data or raise the limit"
-        )
-    return stage
+        "inputs": {"data": prefix.data.content},
+        "parts": parts,
+        "revision": REVISION,
+    }
 
 
-def _cache_shard(
-    folder: Path,
-    shard: str,
-    vl: Mapping[str, Any],
-    audio: Mapping[str, Any],
-    config: PrefixConfig,
-    output: Path,
-) -> Counts:
-    """Decode and encode one shard; groups of clips are formed by their order in it alone."""
-    torch.set_num_threads(config.threads)
-    towers = build_towers(vl, audio)
-    index = pq.read_table(folder / f"{shard}.index.parquet", columns=list(INDEX_COLUMNS))
-    clips: list[Clip] = []
-    skipped: list[tuple[str, str]] = []
-    tokens: dict[str, list[npt.NDArray[np.float16]]] = {}
-    group: list[Clip] = []
-
-    def encode() -> None:
-        for stream, values in towers.prefix(group).items():
-            tokens.setdefault(stream, []).extend(v.numpy().astype(np.float16) for v in values)
-        clips.extend(
-            Clip(c.key, c.title, c.frames[:0], c.audio[:0], c.audio_missing) for c in group
-        )
-        group.clear()
-
-    for key, media, title in _samples(folder / f"{shard}.tar", sample_ids.texts(index["key"])):
-        try:
-            group.append(
-                decode_clip(
-                    media,
-                    key=key,
-                    title=title,
-                    frames=config.frames,
-                    sample_rate=towers.sample_rate,
-                )
-            )
-        except BadClipError as bad:
-            skipped.append((key, bad.reason))
-        if len(group) == CLIPS_AT_A_TIME:
-            encode()
-    if group:
-        encode()
-    _write_tokens(output, shard, towers, index, clips, tokens)
-    _write_skipped(output, shard, skipped)
-    missing = Counter(f"masked: {clip.audio_missing}" for clip in clips if clip.audio_missing)
-    reasons = Counter(f"skipped: {reason}" for _, reason in skipped)
-    return {"clips": len(clips), "skipped": len(skipped), **missing, **reasons}
+def _array_file(shard: str, stream: str, array: str) -> str:
+    return f"{shard}.{stream}.npy" if array == "tokens" else f"{shard}.{stream}.{array}.npy"
 
 
-def _samples(tar: Path, keys: Sequence[str]) -> Iterator[tuple[str, bytes, str]]:
-    """Key, media and title of every clip of a shard.
-
-    Raises:
-        ValueError: the tar does not hold exactly the clips of its index, in their order.
-    """
-    read: list[str] = []
-    damage = ""
-    try:
-        # No node splitter: a part reads its whole shard, also where WORLD_SIZE is set.
-        for sample in wds.WebDataset(
-            str(tar), shardshuffle=False, empty_check=False, nodesplitter=None
-        ):
-            media, title = sample["mp4"], json.loads(sample["json"])["title"]
-            read.append(sample["__key__"])
-            yield sample["__key__"], media, title
-    except (tarfile.TarError, KeyError, ValueError) as error:
-        damage = f"{type(error).__name__}: {error.args[0] if error.args else error}"
-    if read != list(keys):
-        found = sum(a == b for a, b in zip(read, keys, strict=False))
-        raise ValueError(
-            f"{tar} is damaged: it holds {found} of the {len(keys)} clips of its index "
-            f"({damage or 'it ends early'}): delete it and run vlmae.prepare or the round again, "
-            "only this part is redone"
-        )
-
-
-def _write_tokens(
-    output: Path,
-    shard: str,
-    towers: Towers,
-    index: pa.Table,
-    clips: Sequence[Clip],
-    tokens: Mapping[str, list[npt.NDArray[np.float16]]],
-) -> None:
-    position = {key: row for row, key in enumerate(sample_ids.texts(index["key"]))}
-    rows = index.take(pa.array([position[clip.key] for clip in clips], pa.int64()))
-    widths = {name: width for tower in towers.streams.values() for name, width in tower.items()}
-    for stream, width in widths.items():
-        values = tokens.get(stream, [])
+def _cache_shard(prefix: Prefix, shard: str, output: Path) -> Counts:
+    encoded = prefix.encode(shard)
+    codec = TokenCodec(prefix.config.dtype)
+    rows = encoded.rows
+    for stream, width in widths(encoded.streams).items():
+        values = list(encoded.tokens[stream])
         lengths = np.array([len(value) for value in values], np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)])[: len(lengths)]
         rows = rows.append_column(f"{stream}_start", pa.array(starts, pa.int64()))
         rows = rows.append_column(f"{stream}_length", pa.array(lengths, pa.int64()))
-        flat = np.concatenate(values) if values else np.zeros((0, width), np.float16)
-        np.save(output / f"{shard}.{stream}.npy", flat)
-    missing = pa.array([clip.audio_missing for clip in clips], pa.string())
-    pq.write_table(rows.append_column("audio_missing", missing), output / f"{shard}.rows.parquet")
-
-
-def _write_skipped(output: Path, shard: str, skipped: Sequence[tuple[str, str]]) -> None:
-    keys = [key for key, _ in skipped]
-    table = pa.table(
-        {
-            "id": sample_ids.to_arrow(sample_ids.sample_ids(keys)),
-            "key": pa.array(keys, pa.string()),
-            "reason": pa.array([reason for _, reason in skipped], pa.string()),
-        }
-    )
-    pq.write_table(table, output / f"{shard}.skipped.parquet")
+        flat = torch.cat(values) if values else torch.zeros(0, width)
+        for array, kept in codec.encode(flat).items():
+            np.save(output / _array_file(shard, stream, array), kept)
+    pq.write_table(rows, output / f"{shard}.rows.parquet")
+    pq.write_table(encoded.quarantine, output / f"{shard}.quarantine.parquet")
+    return encoded.counts
 
 
 class PrefixCache:
-    """Read side of the cache: tokens by clip id, memory-mapped.
+    """Read side of the cache: a `TokenTable` over memory-mapped files.
 
     Attributes:
         stage: the finished stage.
-        rows: all rows in shard order; `row` numbers below refer to it.
         streams: tower -> stream name -> width.
+        identities: tower -> identity of its frozen weights.
+        towers: tower -> its Hydra node.
+        rows: all rows in shard order; row numbers refer to it.
     """
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.streams: dict[str, dict[str, int]] = stage.manifest["config"]["streams"]
-        self.identities: dict[str, Any] = stage.manifest["config"]["identities"]
+        config = stage.manifest["config"]
+        self.streams: Streams = config["streams"]
+        self.identities: dict[str, Any] = config["identities"]
+        self.towers: dict[str, dict[str, Any]] = config["towers"]
+        self.codec = TokenCodec(config["dtype"])
+        self._widths = widths(self.streams)
         self._shards = list(stage.manifest["parts"])
         tables = [pq.read_table(stage.path / f"{shard}.rows.parquet") for shard in self._shards]
         self.rows: pa.Table = pa.concat_tables(tables)
@@ -258,25 +273,19 @@ class PrefixCache:
         self.ids: IdArray = sample_ids.from_arrow(self.rows["id"])
         sample_ids.require_unique(self.ids, sample_ids.texts(self.rows["key"]))
         self._order = np.argsort(self.ids, kind="stable")
-        self._spans = {
-            stream: (
-                self.rows[f"{stream}_start"].to_numpy(),
-                self.rows[f"{stream}_length"].to_numpy(),
-            )
-            for stream in self.stream_widths
-        }
-        self._maps: dict[tuple[int, str], npt.NDArray[np.float16]] = {}
-
-    @property
-    def stream_widths(self) -> dict[str, int]:
-        """Stream name -> width, over both towers."""
-        return {name: width for tower in self.streams.values() for name, width in tower.items()}
+        self._starts, self._lengths = (
+            {name: self.rows[f"{name}_{end}"].to_numpy() for name in self._widths}
+            for end in ("start", "length")
+        )
+        self._maps: dict[tuple[int, str], dict[str, npt.NDArray[Any]]] = {}
 
     @property
     def bytes_per_clip(self) -> float:
         """Mean bytes of tokens a clip."""
-        widths = self.stream_widths
-        total = sum(int(self._spans[name][1].sum()) * width * 2 for name, width in widths.items())
+        total = sum(
+            int(self._lengths[name].sum()) * self.codec.bytes_per_token(width)
+            for name, width in self._widths.items()
+        )
         return total / max(1, len(self.ids))
 
     def shards_of(self, split: str) -> list[str]:
@@ -289,30 +298,63 @@ class PrefixCache:
         }
         return [shard for shard in self._shards if shard in held]
 
-    def rows_of_shard(self, shard: str) -> npt.NDArray[np.int64]:
+    def rows_of_shard(self, shard: str) -> Rows:
         """Row numbers of one part, in shard order."""
         return np.flatnonzero(self._part == self._shards.index(shard))
 
-    def rows_of(self, ids: IdArray) -> npt.NDArray[np.int64]:
-        """Row number of each id, -1 where the clip is not in the cache (it was skipped)."""
-        if len(self.ids) == 0:
-            return np.full(len(ids), -1, np.int64)
-        position = np.searchsorted(self.ids, ids, sorter=self._order).clip(max=len(self.ids) - 1)
-        rows = self._order[position]
-        return np.where(self.ids[rows] == ids, rows, -1).astype(np.int64)
+    def rows_of(self, ids: IdArray) -> Rows:
+        """Row number of each id, -1 where the clip could not be decoded.
 
-    def skipped(self) -> pa.Table:
-        """id, key and reason of every clip that could not be decoded."""
+        Raises:
+            ValueError: an id is neither cached nor in quarantine: the cache is of other data.
+        """
+        if len(self.ids) == 0:
+            rows = np.full(len(ids), -1, np.int64)
+        else:
+            position = np.searchsorted(self.ids, ids, sorter=self._order)
+            found = self._order[position.clip(max=len(self.ids) - 1)]
+            rows = np.where(self.ids[found] == ids, found, -1).astype(np.int64)
+        missing = ids[rows < 0]
+        if len(missing):
+            unknown = missing[~np.isin(missing, sample_ids.from_arrow(self.quarantine()["id"]))]
+            if len(unknown):
+                raise ValueError(
+                    f"{len(unknown)} clips are neither in the cache {self.stage.path} nor in its "
+                    f"quarantine, first {sample_ids.to_hex(unknown[:1])[0]}: they are of another "
+                    "data set, or were taken down"
+                )
+        return rows
+
+    def quarantine(self, shard: str | None = None) -> pa.Table:
+        """id, key, reason and detail of the clips, of one part or all, that cannot be decoded."""
         return pa.concat_tables(
-            pq.read_table(self.stage.path / f"{shard}.skipped.parquet") for shard in self._shards
+            pq.read_table(self.stage.path / f"{name}.quarantine.parquet")
+            for name in ([shard] if shard else self._shards)
         )
 
-    def tokens(self, row: int, stream: str) -> Tensor:
-        """(T, width) float32 tokens of one clip and stream."""
-        part = int(self._part[row])
-        if (part, stream) not in self._maps:
-            path = self.stage.path / f"{self._shards[part]}.{stream}.npy"
-            self._maps[part, stream] = np.load(path, mmap_mode="r")
-        starts, lengths = self._spans[stream]
-        values = self._maps[part, stream][starts[row] : starts[row] + lengths[row]]
-        return torch.from_numpy(values.astype(np.float32))
+    def batch(self, rows: Rows, stream: str) -> Tokens:
+        """(B, T, width) tokens of one stream, padded; float16, or bfloat16 if kept as such."""
+        starts, lengths = self._starts[stream], self._lengths[stream]
+        spans = [
+            (self._arrays(int(self._part[row]), stream), int(starts[row]), int(lengths[row]))
+            for row in rows
+        ]
+        return pad_spans(spans, self._widths[stream], self.codec)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}  # another process maps for itself
+
+    def _arrays(self, part: int, stream: str) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of one part and stream, mapped once a process."""
+        arrays = self._maps.get((part, stream))
+        if arrays is None:
+            arrays = {}
+            for name in self.codec.files:
+                file = self.stage.path / _array_file(self._shards[part], stream, name)
+                # An array without tokens has no bytes to map. A plain view of the map: slicing the
+                # memmap class costs 5 us a slice.
+                empty = file.stat().st_size <= 128
+                loaded = np.load(file, mmap_mode=None if empty else "r")
+                arrays[name] = loaded.view(np.ndarray)
+            self._maps[part, stream] = arrays
+        return arrays

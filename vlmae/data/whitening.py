@@ -15,29 +15,42 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, run_stage
-from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.token_source import TokenSource
+from vlmae.data.token_table import frozen_tokens, widths
+from vlmae.tokens import Tokens
+from vlmae.towers import build_suffix, build_towers
 
 FILE = "whitening.safetensors"
+CLIPS_AT_A_TIME = 64
 
 
-def whiten(root: Path, cache: PrefixCache, *, components: int, splits: Sequence[str]) -> Stage:
+def whiten(
+    root: Path, source: TokenSource, *, components: int, splits: Sequence[str], clips: int
+) -> Stage:
     """Fit, or reuse, the whitening of every stream.
+
+    Where a tower has tuned blocks, their output with the weights as loaded is whitened.
 
     Args:
         root: folder of all stages.
-        cache: frozen tokens.
+        source: frozen tokens.
         components: principal components kept in each stream.
         splits: whose clips are used; never test clips.
+        clips: at most so many, those of smallest id, which is a hash of their key.
 
     Raises:
         ValueError: fewer clips than components, or more components than a stream is wide.
     """
-    narrowest = min(cache.stream_widths.values())
+    towers = build_towers(source.towers["vl"], source.towers["audio"])
+    narrowest = min(widths(towers.streams).values())
     if not 1 <= components <= narrowest:
         raise ValueError(
             f"model.components is {components}: give one from 1 to {narrowest}, the width of "
@@ -46,9 +59,9 @@ def whiten(root: Path, cache: PrefixCache, *, components: int, splits: Sequence[
     return run_stage(
         root,
         "whiten",
-        config={"components": components, "splits": list(splits)},
-        inputs={"cache": cache.stage.content},
-        parts=[Part("streams", (FILE,), partial(_fit, cache, components, list(splits)))],
+        config={"components": components, "splits": list(splits), "clips": clips},
+        inputs=source.inputs,
+        parts=[Part("streams", (FILE,), partial(_fit, source, components, list(splits), clips))],
     )
 
 
@@ -81,23 +94,37 @@ def principal_map(means_ND: np.ndarray, components: int) -> tuple[Tensor, Tensor
     )
 
 
-def _fit(cache: PrefixCache, components: int, splits: Sequence[str], output: Path) -> Counts:
+def _fit(
+    source: TokenSource, components: int, splits: Sequence[str], clips: int, output: Path
+) -> Counts:
     torch.set_num_threads(1)
-    held = np.isin(np.array(cache.rows["split"].to_pylist()), splits)
-    rows = np.flatnonzero(held)
-    # Sorted by id: the sums do not depend on how clips lie in shards.
-    rows = rows[np.argsort(cache.ids[rows], kind="stable")]
+    index = source.index
+    held = np.isin(np.array(index["split"].to_pylist()), splits)
+    # Smallest ids first: a sample, and sums that do not depend on how clips lie in shards.
+    wanted = np.sort(sample_ids.from_arrow(index["id"].filter(pa.array(held))))[:clips]
+    suffix = build_suffix(source.towers["vl"], source.towers["audio"])
+    means: dict[str, dict[bytes, npt.NDArray[np.float64]]] = {}
+    for table, rows in source.tables(wanted):
+        ids = sample_ids.to_bytes(sample_ids.from_arrow(table.rows["id"].take(rows)))
+        for start in range(0, len(rows), CLIPS_AT_A_TIME):
+            some = slice(start, start + CLIPS_AT_A_TIME)
+            for stream, tokens in frozen_tokens(table, rows[some], suffix).items():
+                # In float64: how far a batch is padded must not show in the result.
+                values = Tokens(tokens.values.double(), tokens.mask).mean().numpy()
+                held_means = means.setdefault(stream, {})
+                for clip, mean, present in zip(ids[some], values, tokens.present, strict=True):
+                    if present:
+                        held_means[clip] = mean
     tensors, counts = {}, {}
-    for stream, width in cache.stream_widths.items():
-        tokens = (cache.tokens(int(row), stream) for row in rows)
-        means = [values.double().mean(dim=0).numpy() for values in tokens if len(values)]
-        if len(means) <= components:
+    for stream in means:
+        by_id = [means[stream][clip] for clip in sorted(means[stream])]
+        if len(by_id) <= components:
             raise ValueError(
-                f"stream {stream!r} has {len(means)} clips in {list(splits)} for "
+                f"stream {stream!r} has {len(by_id)} clips in {list(splits)} for "
                 f"model.components={components}: prepare more clips or keep fewer components"
             )
-        mean, mapping = principal_map(np.stack(means).reshape(-1, width), components)
+        mean, mapping = principal_map(np.stack(by_id), components)
         tensors[f"{stream}.mean"], tensors[f"{stream}.map"] = mean, mapping.contiguous()
-        counts[f"clips: {stream}"] = len(means)
+        counts[f"clips: {stream}"] = len(by_id)
     save_file(tensors, output / FILE)
     return counts

@@ -16,6 +16,7 @@ import webdataset
 
 from lsb.artifact import Stage
 from vlmae.data.prepare import BROKEN_KINDS, read_index, read_truth
+from vlmae.data.ranges import RangeReader, tar_members
 
 
 def decode(media: bytes) -> tuple[int, int | None]:
@@ -38,9 +39,8 @@ def media_of(stage: Stage, broken: str | None) -> list[bytes]:
     found = []
     for row in read_index(stage).to_pylist():
         if kinds[row["key"]] == broken:
-            with open(stage.path / row["shard"], "rb") as stream:
-                stream.seek(row["mp4_offset"])
-                found.append(stream.read(row["mp4_size"]))
+            record = RangeReader(stage.path).read([row["shard"]], [row["offset"]], [row["size"]])[0]
+            found.append(tar_members(record, row["key"])["mp4"])
     return found
 
 
@@ -53,8 +53,7 @@ def test_plain_webdataset_reads_what_the_index_says(mini: Stage) -> None:
         with open(mini.path / row["shard"], "rb") as stream:
             stream.seek(row["offset"])
             whole = stream.read(row["size"])
-        start = row["mp4_offset"] - row["offset"]
-        assert whole[start : start + row["mp4_size"]] == sample["mp4"]
+        assert tar_members(whole, row["key"]) == {"mp4": sample["mp4"], "json": sample["json"]}
         with tarfile.open(fileobj=io.BytesIO(whole)) as members:
             assert members.getnames() == [f"{row['key']}.mp4", f"{row['key']}.json"]
             described = members.extractfile(f"{row['key']}.json")
@@ -67,8 +66,9 @@ def test_plain_webdataset_reads_what_the_index_says(mini: Stage) -> None:
 def test_json_and_index_give_nothing_away(mini: Stage) -> None:
     truth = read_truth(mini).to_pylist()
     assert set(read_index(mini).column_names) == {
-        *("id", "key", "shard", "offset", "size", "mp4_offset", "mp4_size"),
-        *("title", "duration_s", "split"),
+        *("id", "key", "shard", "offset", "size", "title", "duration_s", "split"),
+        *("media", "width", "height", "frames", "fps", "video_codec"),
+        *("audio_codec", "audio_rate", "audio_channels", "rotation"),
     }
     recordings = {row[f"{kind}_recording"] for row in truth for kind in ("picture", "voice")}
     for shard in sorted(mini.path.glob("*.tar")):
@@ -79,6 +79,29 @@ def test_json_and_index_give_nothing_away(mini: Stage) -> None:
             assert fields["synthetic"] is False
             if "Won" in fields["title"]:
                 assert "\u2019".encode() in sample["json"], "text stays UTF-8"
+
+
+def test_index_has_what_a_probe_finds_and_nothing_for_files_that_do_not_open(mini: Stage) -> None:
+    kinds = dict(
+        zip(*(read_truth(mini)[name].to_pylist() for name in ("key", "broken")), strict=True)
+    )
+    whole = {"media": "mp4", "width": 128, "height": 128, "frames": 16, "fps": 8.0}
+    whole |= {"video_codec": "h264", "rotation": 0}
+    sound = {"audio_codec": "aac", "audio_rate": 16_000, "audio_channels": 1}
+    silent = dict.fromkeys(sound)
+    expected = {
+        None: whole | sound,
+        "no_audio_track": whole | silent,
+        "truncated": dict.fromkeys(whole | sound) | {"media": "mp4"},
+        "one_frame": whole | sound | {"frames": 1},
+        "zero_length_audio": whole | sound,
+    }
+    for row in read_index(mini).to_pylist():
+        kind = kinds[row["key"]]
+        told = {name: row[name] for name in expected[kind] if name != "fps" or kind is None}
+        assert told == {name: expected[kind][name] for name in told}, kind
+        length = 0.0 if kind == "truncated" else 2.0
+        assert row["duration_s"] == pytest.approx(length, abs=0.15), kind
 
 
 def test_tar_headers_hold_no_time_or_owner(mini: Stage) -> None:

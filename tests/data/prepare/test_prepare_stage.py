@@ -17,6 +17,7 @@ from vlmae.data.prepare import shards as shards_module
 from vlmae.data.prepare.bank import UNSAFE, open_bank
 from vlmae.data.prepare.compose import BROKEN_KINDS, broken_clips, compose, policy_pairs
 from vlmae.data.prepare.encode import encode
+from vlmae.data.ranges import RangeReader, tar_members
 
 ConfigMaker = Callable[..., PrepareConfig]
 REAL_SOURCES = Path(__file__).resolve().parents[4] / "shared" / "data" / "sources"
@@ -61,9 +62,8 @@ def test_a_clip_is_the_same_in_every_size_and_shard_layout(
 def mp4s(stage: Stage) -> dict[str, bytes]:
     media = {}
     for row in read_index(stage).to_pylist():
-        with open(stage.path / row["shard"], "rb") as stream:
-            stream.seek(row["mp4_offset"])
-            media[row["key"]] = stream.read(row["mp4_size"])
+        record = RangeReader(stage.path).read([row["shard"]], [row["offset"]], [row["size"]])[0]
+        media[row["key"]] = tar_members(record, row["key"])["mp4"]
     return media
 
 

@@ -1,7 +1,7 @@
 """Shards: a webdataset tar of mp4 and json, and two tables beside it.
 
     {split}-{index:05d}.tar              {key}.mp4, {key}.json for every clip, plain USTAR
-    {split}-{index:05d}.index.parquet    what a reader needs: id, key, byte range
+    {split}-{index:05d}.index.parquet    what a reader needs: id, key, byte range, probe
     {split}-{index:05d}.truth.parquet    what an oracle knows: labels, recordings, how broken
 
 The json and the index hold no label and no recording: the pool must not give its labels away.
@@ -9,9 +9,7 @@ The json and the index hold no label and no recording: the pool must not give it
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,25 +19,16 @@ import pyarrow.parquet as pq
 
 from lsb.artifact import Counts, Part
 from lsb.ids import ID_TYPE, sample_id
+from vlmae.data.decode.clip import BadClipError
+from vlmae.data.index import INDEX_SCHEMA
 from vlmae.data.prepare.bank import Bank, open_bank
 from vlmae.data.prepare.compose import TASKS, Composition, broken_clips, clip_rng, compose
 from vlmae.data.prepare.config import SPLITS, PrepareConfig
 from vlmae.data.prepare.encode import encode
+from vlmae.data.prepare.probe import Probe, probe
 from vlmae.data.prepare.render import draw_frames, mix_sound
+from vlmae.data.records import END_OF_TAR, write_sample
 
-_INDEX_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("id", ID_TYPE),
-    ("key", pa.string()),
-    ("shard", pa.string()),
-    ("offset", pa.int64()),
-    ("size", pa.int64()),
-    ("mp4_offset", pa.int64()),
-    ("mp4_size", pa.int64()),
-    ("title", pa.string()),
-    ("duration_s", pa.float32()),
-    ("split", pa.string()),
-]
-INDEX_SCHEMA = pa.schema(_INDEX_FIELDS)
 _TRUTH_FIELDS: list[tuple[str, pa.DataType]] = [
     ("id", ID_TYPE),
     ("key", pa.string()),
@@ -108,13 +97,12 @@ class ShardMaker:
                 kind = broken.get(key)
                 media = _make_media(self.config, bank, key, clip, kind)
                 title = bank.value("titles", clip.title, "title")
-                offset = stream.tell()
-                _write_member(stream, f"{key}.mp4", media)
-                _write_member(stream, f"{key}.json", self._describe(key, title))
-                index.append(self._index_row(key, title, offset, stream.tell(), len(media)))
+                described = self._describe(key, title)
+                place = write_sample(stream, key, {"mp4": media, "json": described})
+                index.append(self._index_row(key, title, place, media))
                 truth.append(self._truth_row(key, bank, clip, kind))
                 _count(counts, self.split, clip, kind)
-            stream.write(bytes(2 * tarfile.BLOCKSIZE))
+            stream.write(END_OF_TAR)
         for name, rows, schema in (
             (self.files[1], index, INDEX_SCHEMA),
             (self.files[2], truth, TRUTH_SCHEMA),
@@ -133,18 +121,22 @@ class ShardMaker:
         }
         return json.dumps(fields, ensure_ascii=False).encode("utf-8")
 
-    def _index_row(self, key: str, title: str, offset: int, end: int, size: int) -> dict[str, Any]:
+    def _index_row(
+        self, key: str, title: str, place: tuple[int, int], media: bytes
+    ) -> dict[str, Any]:
+        try:
+            found = probe({"mp4": media}, key)
+        except BadClipError:
+            found = Probe("mp4")  # broken on purpose: whoever reads it finds out, as in a stream
         return {
             "id": sample_id(key),
             "key": key,
             "shard": self.files[0],
-            "offset": offset,
-            "size": end - offset,
-            "mp4_offset": offset + tarfile.BLOCKSIZE,
-            "mp4_size": size,
+            "offset": place[0],
+            "size": place[1],
             "title": title,
-            "duration_s": self.config.clip_seconds,
             "split": self.split,
+            **found.columns(),
         }
 
     def _truth_row(
@@ -181,15 +173,6 @@ def _make_media(
         clip_rng(config.seed, key, "sound"),
     )
     return encode(frames, sound, config, broken)
-
-
-def _write_member(stream: io.BufferedWriter, name: str, data: bytes) -> None:
-    """Append one file: a single 512-byte USTAR header with no time or owner, data, padding."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    stream.write(member.tobuf(tarfile.USTAR_FORMAT))
-    stream.write(data)
-    stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
 
 
 def _count(counts: Counts, split: str, clip: Composition, broken: str | None) -> None:

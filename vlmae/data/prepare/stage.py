@@ -1,4 +1,4 @@
-"""The stage `prepare`: webdataset shards of composed clips, and reading their tables.
+"""The stage `prepare`: webdataset shards of composed or of existing clips.
 
 <root>/sources-3f2a.../    the bank of recordings, made once for all sizes and seeds
 <root>/prepare-9c41.../    {split}-{index}.tar, .index.parquet, .truth.parquet
@@ -7,20 +7,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lsb.artifact import Counts, Part, Stage, run_stage
+from vlmae.config import build
+from vlmae.data.index import PREPARE_REVISION, read_tables
 from vlmae.data.prepare import licences
 from vlmae.data.prepare.avt_compose import AvtComposeSources
 from vlmae.data.prepare.bank import KINDS, Sources, open_bank
-from vlmae.data.prepare.config import PrepareConfig
+from vlmae.data.prepare.config import SPLITS, PrepareConfig
 from vlmae.data.prepare.generated import GeneratedSources
-from vlmae.data.prepare.shards import INDEX_SCHEMA, TRUTH_SCHEMA, shard_parts
+from vlmae.data.prepare.ingest import IngestConfig, ingest
+from vlmae.data.prepare.shards import TRUTH_SCHEMA, shard_parts
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,34 @@ def find_sources(config: PrepareConfig) -> Sources:
     return AvtComposeSources.find(config.sources, config.cache, config.pictures_per_digit)
 
 
-def prepare(root: Path, config: PrepareConfig) -> Stage:
+def data_config(values: Mapping[str, Any]) -> PrepareConfig | IngestConfig:
+    """Settings of a data set from the composed config group `data`.
+
+    Groups with a key `source` are of media that exist already. The config group `size` puts the
+    sizes of splits among the values; an ingested set has the size of its source.
+
+    Raises:
+        ValueError: names the key, what is wrong with it and the value.
+    """
+    if "source" not in values:
+        return build("data", PrepareConfig, values)
+    return build("data", IngestConfig, {k: v for k, v in values.items() if k not in SPLITS})
+
+
+def prepare(root: Path, config: PrepareConfig | IngestConfig) -> Stage:
     """Make, finish or reuse one data set.
 
     Args:
         root: folder of all stages.
-        config: the data set; equal ones give equal bytes, wherever the sources lie.
+        config: the data set; equal ones of equal sources give equal bytes, wherever those lie.
 
     Raises:
-        ValueError: sources are absent or incomplete, or a value is out of range.
+        ValueError: sources are absent or incomplete, a value is out of range, or see
+            `ingest.ingest`.
         StageError: see `lsb.artifact.run_stage`.
     """
+    if isinstance(config, IngestConfig):
+        return ingest(root, config)
     sources = find_sources(config)
     bank = run_stage(
         root,
@@ -83,12 +103,8 @@ def prepare(root: Path, config: PrepareConfig) -> Stage:
             Part("notices", ("LICENCES.md", "README.md"), notices),
         ],
         processes=config.processes,
+        revision=PREPARE_REVISION,
     )
-
-
-def read_index(stage: Stage, splits: Sequence[str] | None = None) -> pa.Table:
-    """Byte ranges and titles of all clips, or of the given splits, by shard then offset."""
-    return _read_tables(stage, "index", splits, INDEX_SCHEMA)
 
 
 def read_truth(stage: Stage, splits: Sequence[str] | None = None) -> pa.Table:
@@ -96,23 +112,4 @@ def read_truth(stage: Stage, splits: Sequence[str] | None = None) -> pa.Table:
 
     For oracles and reports only: what trains must get labels from a ledger.
     """
-    return _read_tables(stage, "truth", splits, TRUTH_SCHEMA)
-
-
-def _read_tables(
-    stage: Stage, table: str, splits: Sequence[str] | None, schema: pa.Schema
-) -> pa.Table:
-    ending = f".{table}.parquet"
-    names = sorted(
-        name
-        for name in stage.files
-        if name.endswith(ending) and (splits is None or name.split("-")[0] in splits)
-    )
-    if splits is not None:
-        absent = sorted(set(splits) - {name.split("-")[0] for name in names})
-        if absent:
-            raise ValueError(
-                f"{stage.path} has no split {', '.join(absent)}: prepare a size with it"
-            )
-    tables = [pq.read_table(stage.path / name, schema=schema) for name in names]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    return read_tables(stage, ".truth.parquet", splits, TRUTH_SCHEMA)

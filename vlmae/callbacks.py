@@ -1,0 +1,181 @@
+"""What happens beside the steps of a training: history, quarantine, trace, saving for a resume.
+
+Each keeps one state a rank in the checkpoint, so that a training that was killed in the middle of
+an epoch ends with the files of an undisturbed one. Saving is collective, and so are the states.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import distributed
+
+from lsb import ids as sample_ids
+from vlmae.data.batches import Batch, ClipBatch
+from vlmae.data.decode import BadClipError
+from vlmae.data.encode import quarantine_table
+
+
+def gather(value: Any) -> list[Any]:
+    """A picklable value of every rank, by rank. Collective."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+class PerRank(Callback):
+    """A callback whose state differs from rank to rank."""
+
+    def own_state(self) -> Any:
+        """What this rank has to remember; JSON-like."""
+        raise NotImplementedError
+
+    def set_own_state(self, state: Any) -> None:
+        """What it remembered."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of all ranks. Collective."""
+        return {"ranks": gather(self.own_state())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """This rank's; with other ranks than before, the first rank goes on with the first's."""
+        initialized = distributed.is_available() and distributed.is_initialized()
+        rank = distributed.get_rank() if initialized else 0
+        if rank < len(state_dict["ranks"]):
+            self.set_own_state(state_dict["ranks"][rank])
+
+
+class History(PerRank):
+    """Mean training loss of every epoch, over all steps of all ranks."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self._running: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add one step."""
+        self._running.append(float(outputs["fused"]))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the epoch. Collective."""
+        steps = [loss for losses in gather(self._running) for loss in losses]
+        self.losses.append(sum(steps) / max(1, len(steps)))
+        self._running = []
+
+    def own_state(self) -> Any:
+        """See `PerRank`."""
+        return {"losses": list(self.losses), "running": list(self._running)}
+
+    def set_own_state(self, state: Any) -> None:
+        """See `PerRank`."""
+        self.losses, self._running = list(state["losses"]), list(state["running"])
+
+    def write(self, path: Path) -> None:
+        """As csv: epoch, loss."""
+        with open(path, "w", newline="", encoding="utf-8") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(["epoch", "loss"])
+            rows.writerows(enumerate(self.losses))
+
+
+class Quarantine(PerRank):
+    """Clips that could not be decoded in training, each once, and a limit to their number.
+
+    Args:
+        clips: in the training set.
+        limit: largest share of them that may be bad.
+    """
+
+    def __init__(self, clips: int, limit: float) -> None:
+        self.clips, self.limit = clips, limit
+        self.bad: dict[str, BadClipError] = {}
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch | ClipBatch, batch_idx: int
+    ) -> None:
+        """Add the bad clips of one batch.
+
+        Raises:
+            ValueError: there are more than the limit allows; names the counts by reason.
+        """
+        if not isinstance(batch, ClipBatch) or not batch.bad:
+            return
+        self.bad |= {error.key: error for error in batch.bad}
+        if len(self.bad) > self.limit * self.clips:
+            reasons = dict(Counter(error.reason for error in self.bad.values()).most_common())
+            first = next(iter(self.bad.values()))
+            raise ValueError(
+                f"{len(self.bad)} of {self.clips} clips cannot be decoded ({reasons}; {first}), "
+                f"more than prefix.skip_limit={self.limit}: mend the data or raise the limit"
+            )
+
+    def own_state(self) -> Any:
+        """See `PerRank`."""
+        return [[error.key, error.reason, error.detail] for error in self.bad.values()]
+
+    def set_own_state(self, state: Any) -> None:
+        """See `PerRank`."""
+        self.bad = {key: BadClipError(key, reason, detail) for key, reason, detail in state}
+
+    def table(self) -> pa.Table:
+        """id, key, reason and detail of the bad clips of all ranks, by key. Collective."""
+        entries = {entry[0]: entry for state in gather(self.own_state()) for entry in state}
+        return quarantine_table([BadClipError(*entries[key]) for key in sorted(entries)])
+
+
+class Trace(Callback):
+    """Writes which clips every step of every rank trained on, for people who doubt the order.
+
+    One line a step: epoch, step, then the ids. A resumed training adds to the file, so steps after
+    the last save are there twice.
+
+    Args:
+        folder: gets rank-0.csv, rank-1.csv and so on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch | ClipBatch, batch_idx: int
+    ) -> None:
+        """Write one line."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = [str(trainer.current_epoch), str(batch_idx), *sample_ids.to_hex(batch.ids)]
+        with open(self.folder / f"rank-{trainer.global_rank}.csv", "a", encoding="utf-8") as stream:
+            stream.write(",".join(line) + "\n")
+
+
+class SaveForResume(Callback):
+    """Saves the whole state of a training every so many steps; a reader sees a whole file or none.
+
+    Args:
+        path: of the checkpoint.
+        steps: between two saves.
+    """
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path, self.steps = path, steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, if it is time. Collective."""
+        if trainer.global_step % self.steps:
+            return
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)

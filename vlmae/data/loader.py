@@ -1,0 +1,206 @@
+"""The loader: batches in the order of `BatchOrder`, made by any number of workers.
+
+The cursor counts the batches that were handed out, not those that workers are ahead with, and it is
+the only state: `state_dict` is the same on all ranks and with any number of workers. A worker is
+told which clips to fetch and keeps nothing. Workers live through all epochs and are ahead of the
+trainer across the end of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+from lsb.artifact import fingerprint
+from vlmae.data.order import BatchOrder, Indices, OrderConfig
+
+VERSION = 1
+Made = TypeVar("Made", covariant=True)
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How batches are composed and by how many hands they are made.
+
+    Attributes:
+        workers: processes that make batches; 0 makes them in the trainer's. Changes no result.
+        prefetch: batches a worker is ahead. Changes no result.
+        run_clips, bucket_batches, remainder: see `vlmae.data.order.OrderConfig`.
+        positive_weight: task -> how often a clip with a positive label comes in an epoch.
+        new_weight: how often a clip comes that the last round added.
+    """
+
+    workers: int = 0
+    prefetch: int = 2
+    run_clips: int = 1
+    bucket_batches: int = 1
+    remainder: str = "repeat"
+    positive_weight: dict[str, float] = field(default_factory=dict)
+    new_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.prefetch < 1:
+            raise ValueError(
+                f"loader has workers {self.workers}, prefetch {self.prefetch}: give at least 0 "
+                "and 1"
+            )
+        for name, weight in (*self.positive_weight.items(), ("new_weight", self.new_weight)):
+            if not 0 < weight < math.inf:
+                raise ValueError(f"loader weight {name} is {weight}: give a number above 0")
+        self.order(1, 0)
+
+    def order(self, batch_size: int, seed: int) -> OrderConfig:
+        """The part that decides which clips make up which batch."""
+        return OrderConfig(batch_size, seed, self.run_clips, self.bucket_batches, self.remainder)
+
+    def hashed(self) -> dict[str, Any]:
+        """What changes results."""
+        return {k: v for k, v in asdict(self).items() if k not in ("workers", "prefetch")}
+
+
+class BatchSource(Protocol[Made]):
+    """What turns clip numbers into a batch; picklable, and called in a worker."""
+
+    def batch(self, rows: Indices, seed: int) -> Made:
+        """The batch of some clips; `seed` is for what may differ by epoch."""
+
+
+class ClipLoader:
+    """Batches of one rank, epoch by epoch, from any point on.
+
+    Iterating gives the rest of the current epoch. Lightning saves and restores the state through
+    `state_dict` and `load_state_dict`.
+
+    Args:
+        source: makes the batches.
+        order: which clips they have.
+        rank: whose batches, from 0 to `order.world` - 1.
+        workers, prefetch: see `LoaderConfig`.
+        data: fingerprint of the training set; a state of another one is refused.
+    """
+
+    def __init__(
+        self,
+        source: BatchSource[Any],
+        order: BatchOrder,
+        *,
+        rank: int = 0,
+        workers: int = 0,
+        prefetch: int = 2,
+        data: str = "",
+    ) -> None:
+        if not 0 <= rank < order.world:
+            raise ValueError(f"rank {rank} of {order.world}: give one from 0 to {order.world - 1}")
+        self.source, self.order, self.rank, self.workers = source, order, rank, workers
+        self.batch_size = order.config.batch_size
+        self._prefetch = prefetch
+        self._data = data
+        self._epoch, self._consumed, self._handed = 0, 0, 0
+        self._running: Iterator[Any] | None = None
+
+    def __len__(self) -> int:
+        """Steps of the current epoch, those handed out included."""
+        return self._handed + self.order.steps(self._consumed)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.order.steps(self._consumed) == 0:
+            self._turn()
+        if self._running is None:
+            self._running = iter(self._loader())
+        for _ in range(self.order.steps(self._consumed)):
+            made = next(self._running)
+            self._consumed += self.order.world
+            self._handed += 1
+            yield made
+        self._turn()
+
+    def close(self) -> None:
+        """Let the workers go; iterating again starts new ones at the cursor."""
+        self._running = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor: equal on all ranks, and for any number of workers."""
+        return {
+            "version": VERSION,
+            "epoch": self._epoch,
+            "consumed": self._consumed,
+            "steps": self._handed,
+            "order": self._identity(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a cursor.
+
+        Raises:
+            ValueError: it is of another training set, batch size, seed or version.
+        """
+        if state.get("version") != VERSION:
+            raise ValueError(
+                f"the loader's state has version {state.get('version')!r}, this release reads "
+                f"{VERSION}: start the training anew"
+            )
+        own = self._identity()
+        held = dict(state["order"])
+        changed = [
+            f"{key}: {held.get(key)} -> {own[key]}" for key in own if held.get(key) != own[key]
+        ]
+        if changed:
+            raise ValueError(
+                f"the loader's state is of another order of clips ({'; '.join(changed)}): resume "
+                "with the same training set and loader settings, or start the training anew"
+            )
+        self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
+        self._handed = int(state["steps"])
+        self._running = None
+
+    def _turn(self) -> None:
+        self._epoch, self._consumed, self._handed = self._epoch + 1, 0, 0
+
+    def _identity(self) -> dict[str, Any]:
+        config = self.order.config
+        return {
+            "data": self._data,
+            "draws": self.order.draws,
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "settings": fingerprint([config.run_clips, config.bucket_batches, config.remainder]),
+        }
+
+    def _loader(self) -> DataLoader[Any]:
+        specs = _Specs(self.order, self.rank, self._epoch, self._consumed)
+        # The only way to give a worker more than a number: a data set that is asked for a spec.
+        return DataLoader(
+            _Fetch(self.source),
+            batch_size=None,
+            sampler=specs,
+            num_workers=self.workers,
+            prefetch_factor=self._prefetch if self.workers else None,
+        )
+
+
+class _Specs:
+    """(clips, seed) of every batch of one rank, from a cursor on, without end."""
+
+    def __init__(self, order: BatchOrder, rank: int, epoch: int, consumed: int) -> None:
+        self.order, self.rank, self.epoch, self.consumed = order, rank, epoch, consumed
+
+    def __iter__(self) -> Iterator[tuple[Indices, int]]:
+        epoch, consumed = self.epoch, self.consumed
+        while True:
+            seed = int(fingerprint([self.order.config.seed, epoch])[:8], 16)
+            for step in range(self.order.steps(consumed)):
+                number = consumed + step * self.order.world + self.rank
+                yield self.order.batch(epoch, number), seed
+            epoch, consumed = epoch + 1, 0
+
+
+class _Fetch(Dataset[Any]):
+    def __init__(self, source: BatchSource[Any]) -> None:
+        self.source = source
+
+    def __getitem__(self, spec: tuple[Indices, int]) -> Any:
+        return self.source.batch(*spec)

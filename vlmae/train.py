@@ -1,0 +1,126 @@
+"""Train on a table of labels: `python -m vlmae.train data=... labels=<file> validation=<file>`.
+
+Tables are parquet or CSV with `key` and `label_<task>` for every task (0, 1 or empty), optionally
+`source`, `round` and `weight`. Reads a finished cache of the frozen tokens where there is one, else
+decodes as it goes. Several ranks: `torchrun --nproc-per-node 2 -m vlmae.train ...`. Killed and
+started again it goes on from the last save, to the same result.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+from omegaconf import DictConfig
+from rich.console import Console
+
+from lsb import ids as sample_ids
+from lsb.labelled import LABEL
+from vlmae.config import as_dict, build, checked, command
+from vlmae.data.labels import label_matrix
+from vlmae.data.loader import LoaderConfig
+from vlmae.data.token_source import TokenSource, open_source
+from vlmae.data.whitening import whiten
+from vlmae.module import OptimizerConfig
+from vlmae.ranks import Ranks
+from vlmae.settings import prefix_of, prepared_data
+from vlmae.training import TrainConfig, Training, train
+
+
+def read_labels(path: str | None, key: str, tasks: list[str]) -> pa.Table:
+    """A table of labels as `vlmae.data.labels` wants it.
+
+    Args:
+        path: parquet or CSV.
+        key: of the config, for messages.
+        tasks: whose labels are wanted.
+
+    Raises:
+        ValueError: the file is absent, has no `key`, names a clip twice, or a label is not 0 or 1.
+    """
+    if not path or not Path(path).is_file():
+        raise ValueError(f"{key} is {path}, which is no file: give a parquet or CSV with labels")
+    table = pq.read_table(path) if path.endswith(".parquet") else pcsv.read_csv(path)
+    if "key" not in table.column_names:
+        raise ValueError(f"{path} has columns {table.column_names}, none is 'key'")
+    keys = [str(name) for name in table["key"].to_pylist()]
+    ids = sample_ids.sample_ids(keys)
+    sample_ids.require_unique(ids, keys)
+    columns: dict[str, Any] = {"id": sample_ids.to_arrow(ids), "key": pa.array(keys, pa.string())}
+    for name in ("round", "weight"):
+        if name in table.column_names:
+            columns[name] = table[name].combine_chunks()
+    for task in tasks:
+        if LABEL + task not in table.column_names:
+            raise ValueError(f"{path} has no column {LABEL + task!r}: add it, or name other tasks")
+        columns[LABEL + task] = table[LABEL + task].cast(pa.int8()).combine_chunks()
+    human = pa.array(["human"] * len(keys), pa.string())
+    given = "source" in table.column_names
+    columns["source"] = table["source"].cast(pa.string()).combine_chunks() if given else human
+    labels = pa.table(columns)
+    label_matrix(labels, tasks)
+    return labels
+
+
+@command("train")
+def main(config: DictConfig) -> None:
+    """Make, finish or reuse a checkpoint."""
+    ranks = Ranks.from_environment()
+    with ranks.together():
+        _train(cast(dict[str, Any], as_dict(config)), ranks)
+
+
+def _train(values: dict[str, Any], ranks: Ranks) -> None:
+    root = Path(values["runs"]) / "stages"
+    console = Console(log_path=False, quiet=not ranks.first)
+    tasks = checked("task.names", list[str], values["task"]["names"])
+    labelled = read_labels(values["labels"], "labels", tasks)
+    validation = read_labels(values["validation"], "validation", tasks)
+    settings = build("trainer", TrainConfig, values["trainer"])
+    loader = build("loader", LoaderConfig, values["loader"])
+    optimizer = build("optimizer", OptimizerConfig, values["optimizer"])
+    data = ranks.once(partial(prepared_data, values, root))
+    prefix = prefix_of(values, data)
+    source: TokenSource = open_source(root, prefix, console.log)
+    whitened = ranks.once(
+        partial(
+            whiten,
+            root,
+            source,
+            components=checked("model.components", int, values["model"]["components"]),
+            splits=checked("whitening.splits", list[str], values["whitening"]["splits"]),
+            clips=checked("whitening.clips", int, values["whitening"]["clips"]),
+        )
+    )
+    stage = train(
+        root,
+        Training(
+            source=source,
+            whitened=whitened,
+            labelled=labelled,
+            validation=validation,
+            model={"fusion": values["fusion"], "tasks": tasks, **values["model"]},
+            task_weights=checked(
+                "objective.weights", dict[str, float], values["objective"]["weights"]
+            ),
+            optimizer=optimizer,
+            config=settings,
+            loader=loader,
+            skip_limit=prefix.config.skip_limit,
+            ranks=ranks,
+        ),
+    )
+    console.print(
+        f"{stage.path}: {'reused' if stage.reused else 'made'}, {stage.counts['labels']} labels, "
+        f"{stage.counts['labels skipped']} in quarantine, {stage.seconds:.1f} s to make",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
