@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.expansion import expand_stage, read_threshold
+from launch.recorded import expansion_of, record_without_tombstones, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from launch.shared import Say, Shared, evaluate_stage, of_split, train_stage
@@ -28,6 +29,7 @@ from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
 from lsb.selection import CHOSEN
 from vlmae.checkpoint import load_checkpoint
+from vlmae.data.tombstones import without_tombstones
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused
 from vlmae.evaluation import read_metrics
 from vlmae.training import CHECKPOINT
@@ -72,13 +74,13 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
     rounds: list[GrowthRound] = []
     with Ledger.open(path) as ledger:
         _record_first_labels(settings, shared, ledger)
-        gold = _gold(ledger)
+        gold = _gold(settings, ledger)
         brought: _Brought | None = None
         for number in range(settings.rounds + 1):
             clock = _Clock(folder, say, f"{settings.arm}, round {number}")
-            if brought is not None:
+            if brought is not None and brought.stage is not None:
                 _annotate(settings, shared, ledger, brought, number, clock)
-            labelled = ledger.training_set(number, [LABELLING])
+            labelled = _labelled(settings, ledger, number)
             trained = clock.run("train", partial(train_stage, settings, shared, labelled, gold))
             measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
             rounds.append(
@@ -93,21 +95,26 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
                 )
             )
             if number < settings.rounds:
-                brought = _expand(settings, shared, ledger, trained, number + 1, clock)
+                brought = _recorded(settings, ledger, number + 1)
+                if brought is None:
+                    brought = _expand(settings, shared, ledger, trained, number + 1, clock)
     return rounds
 
 
 def final_labels(settings: Settings, folder: RunFolder) -> tuple[pa.Table, pa.Table]:
     """The training set of the last round and the gold labels, from the arm's ledger."""
     with Ledger.open(folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
-        return ledger.training_set(settings.rounds, [LABELLING]), _gold(ledger)
+        return _labelled(settings, ledger, settings.rounds), _gold(settings, ledger)
 
 
 @dataclass(frozen=True)
 class _Brought:
-    """What an expansion brought to the round after it."""
+    """What an expansion brought to the round after it.
 
-    stage: Stage
+    Its stage is None where the round is in the ledger already, see `launch.recorded`.
+    """
+
+    stage: Stage | None
     checkpoint: str
     store: str
     threshold: dict[str, Any] | None
@@ -148,7 +155,9 @@ def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> 
     trusted = annotation_table(
         columns[0], columns[1], columns[2], columns[3], source="gold", labeller="gold"
     )
-    ledger.record_round(
+    record_without_tombstones(
+        settings.stages,
+        ledger,
         Round(FIRST_ROUND, "first", checkpoint_hash="", store_hash=""),
         CHOSEN.empty_table(),
         pa.concat_tables([answered, trusted]),
@@ -159,8 +168,21 @@ def _oracle(settings: Settings, shared: Shared) -> Oracle:
     return Oracle(shared.truth, **settings.oracle)
 
 
-def _gold(ledger: Ledger) -> pa.Table:
-    return ledger.training_set(FIRST_ROUND, ["gold"])
+def _labelled(settings: Settings, ledger: Ledger, number: int) -> pa.Table:
+    return without_tombstones(settings.stages, ledger.training_set(number, [LABELLING]))
+
+
+def _gold(settings: Settings, ledger: Ledger) -> pa.Table:
+    return without_tombstones(settings.stages, ledger.training_set(FIRST_ROUND, ["gold"]))
+
+
+def _recorded(settings: Settings, ledger: Ledger, number: int) -> _Brought | None:
+    held = recorded_round(settings.stages, ledger, number)
+    if held is None:
+        return None
+    stage = expansion_of(settings.stages, held, settings.expand)
+    threshold, counts = (read_threshold(stage), stage.counts) if stage else (None, {})
+    return _Brought(None, held.checkpoint_hash, held.store_hash, threshold, counts)
 
 
 def _expand(
@@ -183,7 +205,7 @@ def _expand(
             settings.stages,
             pool,
             gold,
-            gold_labels=_gold(ledger),
+            gold_labels=_gold(settings, ledger),
             thresholds=checkpoint.thresholds,
             config=settings.expand,
             round=number,
@@ -221,7 +243,9 @@ def _annotate(
     clock: _Clock,
 ) -> None:
     """Have a round's candidates labelled and write the round into the ledger."""
+    assert brought.stage is not None, "a recorded round is never asked again"
     candidates = pq.read_table(brought.stage.path / "candidates.parquet")
+    candidates = without_tombstones(settings.stages, candidates)
     stage = clock.run(
         "label",
         partial(
@@ -240,7 +264,9 @@ def _annotate(
         ),
     )
     threshold = brought.threshold or {}
-    ledger.record_round(
+    record_without_tombstones(
+        settings.stages,
+        ledger,
         Round(
             number,
             settings.arm,

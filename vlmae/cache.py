@@ -14,8 +14,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lsb.artifact import Stage
+from lsb.kept import keep
 from vlmae.config import as_dict, command
 from vlmae.data.prefix_cache import PrefixCache, cache_prefix
+from vlmae.data.redaction import require_redacted
 from vlmae.settings import prefix_of, prepared_data, progress_line, share_of
 
 
@@ -36,13 +38,14 @@ def main(config: DictConfig) -> None:
     values = cast(dict[str, Any], as_dict(config))
     root = Path(config.runs) / "stages"
     console = Console(log_path=False)
-    prefix = prefix_of(values, prepared_data(values, root))
+    prefix = prefix_of(values, require_redacted(root, prepared_data(values, root)))
     stage = cache_prefix(
         root, prefix, share=share_of(values), on_part=progress_line(console, "clips", "clips")
     )
     if stage is None:
         console.print("this share is done; the cache is finished by whoever makes its last shard")
     else:
+        keep(root, stage, "vlmae.cache")
         console.print(describe(stage), highlight=False, soft_wrap=True)
 
 

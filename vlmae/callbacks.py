@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,35 +60,42 @@ class History(PerRank):
     """Mean training loss of every epoch, over all steps of all ranks."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
-        self._running: list[float] = []
+        # Epoch -> sum and number of losses. Lightning skips the hook at the end of an epoch that a
+        # resumed training had just finished, so nothing here waits for it.
+        self._sums: dict[int, tuple[float, int]] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add one step."""
-        self._running.append(float(outputs["fused"]))
+        total, steps = self._sums.get(trainer.current_epoch, (0.0, 0))
+        self._sums[trainer.current_epoch] = (total + float(outputs["fused"]), steps + 1)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the epoch. Collective."""
-        steps = [loss for losses in gather(self._running) for loss in losses]
-        self.losses.append(sum(steps) / max(1, len(steps)))
-        self._running = []
+    def losses(self) -> list[float]:
+        """Mean loss of each epoch. Collective."""
+        ranks = gather(self._sums)
+        epochs = sorted({epoch for sums in ranks for epoch in sums})
+        means = []
+        for epoch in epochs:
+            entries = [sums[epoch] for sums in ranks if epoch in sums]
+            means.append(sum(total for total, _ in entries) / sum(steps for _, steps in entries))
+        return means
 
     def own_state(self) -> Any:
         """See `PerRank`."""
-        return {"losses": list(self.losses), "running": list(self._running)}
+        return [[epoch, total, steps] for epoch, (total, steps) in self._sums.items()]
 
     def set_own_state(self, state: Any) -> None:
         """See `PerRank`."""
-        self.losses, self._running = list(state["losses"]), list(state["running"])
+        self._sums = {int(epoch): (total, steps) for epoch, total, steps in state}
 
-    def write(self, path: Path) -> None:
-        """As csv: epoch, loss."""
-        with open(path, "w", newline="", encoding="utf-8") as stream:
-            rows = csv.writer(stream)
-            rows.writerow(["epoch", "loss"])
-            rows.writerows(enumerate(self.losses))
+
+def write_history(path: Path, losses: Sequence[float]) -> None:
+    """Losses of epochs as csv: epoch, loss."""
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["epoch", "loss"])
+        rows.writerows(enumerate(losses))
 
 
 class Quarantine(PerRank):

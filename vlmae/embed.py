@@ -18,7 +18,9 @@ from rich.console import Console
 from lsb import ids as sample_ids
 from lsb.artifact import open_stage
 from lsb.ids import IdArray
+from lsb.kept import keep
 from vlmae.config import as_dict, build, checked, command
+from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import open_source
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled
 from vlmae.settings import prefix_of, prepared_data, progress_line, share_of
@@ -66,7 +68,8 @@ def main(config: DictConfig) -> None:
             "skip_limit": values["prefix"]["skip_limit"],
         },
     )
-    source = open_source(root, prefix_of(values, prepared_data(values, root)), console.log)
+    data = require_redacted(root, prepared_data(values, root))
+    source = open_source(root, prefix_of(values, data), console.log)
     show = progress_line(console, "clips", "rows")
     if values["kind"] == "pooled":
         stage = embed_pooled(root, source, settings, show)
@@ -91,6 +94,7 @@ def main(config: DictConfig) -> None:
     if stage is None:
         console.print("this share is done; the store is finished by whoever makes its last shard")
         return
+    keep(root, stage, "vlmae.embed")
     rows, skipped = stage.counts["rows"], stage.counts.get("skipped", 0)
     console.print(
         f"{stage.path}: {'reused' if stage.reused else 'made'}, {rows} clips, {skipped} in "

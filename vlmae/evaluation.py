@@ -18,6 +18,7 @@ from vlmae.checkpoint import load_checkpoint
 from vlmae.data.batches import INPUTS
 from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.token_source import TokenSource
+from vlmae.data.tombstones import without_tombstones
 from vlmae.metrics import bootstrap, operating_point
 from vlmae.prediction import predict_clips, prediction_columns
 from vlmae.training import CHECKPOINT, in_source
@@ -74,6 +75,7 @@ def evaluate(
         A stage with metrics.json (read it with `read_metrics`) and predictions.parquet.
     """
     tasks = list(trained.manifest["config"]["model"]["tasks"])
+    test = without_tombstones(root, test)
     return run_stage(
         root,
         "evaluate",

@@ -53,6 +53,8 @@ class VlmaeModule(LightningModule):
         model: the trainable part.
         objective: loss over (B, K) logits and labels.
         optimizer: its settings.
+        total_steps: of the training, over which the learning rate runs. Lightning could count them,
+            but would then set the loader up before a resumed loader's state is restored.
         towers: the frozen backbones, for the live path; not needed on cached tokens.
         seed: of dropout, which is drawn anew for every step from (seed, rank, step): a resumed
             training draws what it would have drawn, without a generator's state in a checkpoint.
@@ -63,12 +65,13 @@ class VlmaeModule(LightningModule):
         model: VlmaeModel,
         objective: MultiTaskBinary,
         optimizer: OptimizerConfig,
+        total_steps: int,
         towers: Towers | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.optimizer_config = model, objective, optimizer
-        self.seed = seed
+        self.total_steps, self.seed = total_steps, seed
         # In a tuple it is no submodule: frozen weights are never saved (contract 7).
         self._towers = (towers,)
 
@@ -135,7 +138,7 @@ class VlmaeModule(LightningModule):
             {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.total_steps
         warmup = int(config.warmup * total)
 
         def scale(step: int) -> float:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lsb.artifact import Stage
+from lsb.kept import keep
 from vlmae.config import as_dict, command
 from vlmae.data.prepare import (
     BROKEN_KINDS,
@@ -58,8 +59,9 @@ def _summarise_ingested(stage: Stage, config: IngestConfig) -> Table:
     splits = sorted(key.removesuffix(".clips") for key in counts if key.endswith(".clips"))
     splits = splits or [config.split]
     synthetic = sum(count for key, count in counts.items() if key.endswith(".synthetic"))
-    kind = f"{synthetic} clips of SYNTHETIC media" if synthetic else f"from a {config.source}"
-    table = Table(title=f"{config.name}: {kind}")
+    kind = f"{synthetic} clips of SYNTHETIC media" if synthetic else f"from {config.source}"
+    # As wide as the title wants: a table of one split is narrower than it.
+    table = Table(title=f"{config.name}: {kind}", min_width=len(config.name) + len(kind) + 2)
     for column in ("", *splits, "all"):
         table.add_column(column, justify="right" if column else "left")
     held = [index.filter(pc.equal(index["split"], pa.scalar(split))) for split in splits]
@@ -74,9 +76,9 @@ def _summarise_ingested(stage: Stage, config: IngestConfig) -> Table:
     table.add_row("skipped", *(str(count) for count in [*skipped, sum(skipped)]))
     blank = [""] * len(splits)
     for reason in sorted(key for key in counts if key.startswith("skipped: ")):
-        table.add_row(reason, *blank, str(counts[reason]))
+        table.add_row(f"  {reason.removeprefix('skipped: ')}", *blank, str(counts[reason]))
     if counts.get("sound dropped"):
-        table.add_row("sound dropped: undecodable", *blank, str(counts["sound dropped"]))
+        table.add_row("sound dropped", *blank, str(counts["sound dropped"]))
     return table
 
 
@@ -84,7 +86,8 @@ def _summarise_ingested(stage: Stage, config: IngestConfig) -> Table:
 def main(config: DictConfig) -> None:
     """Make or reuse the data set of the config groups `data` and `size`."""
     chosen = data_config(as_dict(config.data))
-    stage = prepare(Path(config.runs) / "stages", chosen)
+    root = Path(config.runs) / "stages"
+    stage = keep(root, prepare(root, chosen), "vlmae.prepare")
     console = Console()
     console.print(summarise(stage, chosen))
     console.print(

@@ -19,10 +19,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lsb import ids as sample_ids
+from lsb.kept import keep
 from lsb.labelled import LABEL
 from vlmae.config import as_dict, build, checked, command
 from vlmae.data.labels import label_matrix
 from vlmae.data.loader import LoaderConfig
+from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import TokenSource, open_source
 from vlmae.data.whitening import whiten
 from vlmae.module import OptimizerConfig
@@ -83,7 +85,7 @@ def _train(values: dict[str, Any], ranks: Ranks) -> None:
     settings = build("trainer", TrainConfig, values["trainer"])
     loader = build("loader", LoaderConfig, values["loader"])
     optimizer = build("optimizer", OptimizerConfig, values["optimizer"])
-    data = ranks.once(partial(prepared_data, values, root))
+    data = require_redacted(root, ranks.once(partial(prepared_data, values, root)))
     prefix = prefix_of(values, data)
     source: TokenSource = open_source(root, prefix, console.log)
     whitened = ranks.once(
@@ -114,6 +116,8 @@ def _train(values: dict[str, Any], ranks: Ranks) -> None:
             ranks=ranks,
         ),
     )
+    if ranks.first:
+        keep(root, stage, "vlmae.train")
     console.print(
         f"{stage.path}: {'reused' if stage.reused else 'made'}, {stage.counts['labels']} labels, "
         f"{stage.counts['labels skipped']} in quarantine, {stage.seconds:.1f} s to make",

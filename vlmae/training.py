@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, run_stage, scratch
 from lsb.ids import IdArray
-from vlmae.callbacks import History, Quarantine, SaveForResume, Trace
+from vlmae.callbacks import History, Quarantine, SaveForResume, Trace, write_history
 from vlmae.checkpoint import build_model, save_checkpoint
 from vlmae.data.batches import INPUTS, CachedClips, LiveClips
 from vlmae.data.encode import QUARANTINE_SCHEMA
@@ -31,6 +31,7 @@ from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint, with_wei
 from vlmae.data.loader import ClipLoader, LoaderConfig
 from vlmae.data.order import BatchOrder
 from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, require_known
+from vlmae.data.tombstones import without_tombstones
 from vlmae.data.whitening import read_whitening
 from vlmae.metrics import choose_threshold
 from vlmae.module import OptimizerConfig, VlmaeModule
@@ -142,6 +143,10 @@ def train(root: Path, training: Training) -> Stage:
         ValueError: no labelled clip can be decoded, too few for one step, or too many are bad.
     """
     config = training.config
+    labelled, validation = (
+        without_tombstones(root, table) for table in (training.labelled, training.validation)
+    )
+    training = replace(training, labelled=labelled, validation=validation)
     weighted = with_weights(
         training.labelled,
         training.tasks,
@@ -216,6 +221,7 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
         model,
         MultiTaskBinary(tasks, dict(training.task_weights)),
         training.optimizer,
+        config.epochs * loader.order.steps(),
         build_towers(source.towers["vl"], source.towers["audio"]) if live else None,
         config.seed,
     )
@@ -236,11 +242,11 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
         raise SystemExit(143) from None
     finally:
         loader.close()
-    bad = quarantine.table()
+    bad, losses = quarantine.table(), history.losses()
     if not training.ranks.first:
         return {}
     bad = pa.concat_tables([bad, _known_bad(asked, source)])
-    history.write(output / "history.csv")
+    write_history(output / "history.csv", losses)
     pq.write_table(bad, output / QUARANTINE)
     pq.write_table(manifest, output / "training_set.parquet")
     _write_checkpoint(training, module, labelled, output)

@@ -58,6 +58,7 @@ def test_cached_tokens_equal_the_live_path(data: Stage, cache: PrefixCache, towe
         torch.nn.Identity(),  # type: ignore[arg-type]
         MultiTaskBinary(["a"], {}),
         OptimizerConfig(1e-3, 0.0, 0.0, 1.0),
+        1,
         towers,
     )
     for entry in checked:
@@ -79,6 +80,7 @@ def test_module_without_towers_reads_no_clips() -> None:
         torch.nn.Identity(),  # type: ignore[arg-type]
         MultiTaskBinary(["a"], {}),
         OptimizerConfig(1e-3, 0.0, 0.0, 1.0),
+        1,
     )
     with pytest.raises(ValueError, match="give `towers`"):
         module.encode([])

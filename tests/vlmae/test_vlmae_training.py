@@ -260,7 +260,7 @@ def module_on(
     model = build_model(model_config, cache.towers)
     model.set_whitening(read_whitening(whitened))
     optimizer = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, warmup=0.25, clip_norm=1.0)
-    module = VlmaeModule(model, MultiTaskBinary(TASKS, {}), optimizer)
+    module = VlmaeModule(model, MultiTaskBinary(TASKS, {}), optimizer, total_steps=12)
     labels = np.arange(32, dtype=np.int8).reshape(16, 2) % 2
     clips = CachedClips(cache, np.arange(16), labels)
     return module, ClipLoader(clips, BatchOrder(16, world=1, config=OrderConfig(4)))

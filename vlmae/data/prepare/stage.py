@@ -24,6 +24,7 @@ from vlmae.data.prepare.config import SPLITS, PrepareConfig
 from vlmae.data.prepare.generated import GeneratedSources
 from vlmae.data.prepare.ingest import IngestConfig, ingest
 from vlmae.data.prepare.shards import TRUTH_SCHEMA, shard_parts
+from vlmae.data.redaction import guarded, redacted
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,19 @@ def prepare(root: Path, config: PrepareConfig | IngestConfig) -> Stage:
     )
     open_bank(bank.path, config.unseen_speakers).require_complete(config)
     notices = NoticesMaker(bank.path, config.name, config.synthetic)
-    return run_stage(
+    data = run_stage(
         root,
         "prepare",
         config=config.hashed(),
         inputs={"sources": bank.content},
         parts=[
-            *shard_parts(config, bank.path),
+            *guarded(root, shard_parts(config, bank.path)),
             Part("notices", ("LICENCES.md", "README.md"), notices),
         ],
         processes=config.processes,
         revision=PREPARE_REVISION,
     )
+    return redacted(root, data)
 
 
 def read_truth(stage: Stage, splits: Sequence[str] | None = None) -> pa.Table:

@@ -67,6 +67,8 @@ def reencode(media: bytes, short_side: int, key: str) -> Reencoded:
     Raises:
         BadClipError: the file cannot be opened, or nothing of it can be decoded.
     """
+    if not media:
+        raise BadClipError(key, "empty file")
     try:
         return _reencode(media, short_side, key)
     except (av.error.FFmpegError, UnicodeError) as error:
@@ -94,12 +96,11 @@ def _reencode(media: bytes, short_side: int, key: str) -> Reencoded:
         for packets in writers:
             for packet in packets:
                 target.mux(packet)
-    return Reencoded(buffer.getvalue(), bool(source.streams.audio) and not (wave and wave.out))
+        sound_dropped = bool(source.streams.audio) and (wave is None or wave.out is None)
+    return Reencoded(buffer.getvalue(), sound_dropped)
 
 
 def _opened(media: bytes) -> av.container.InputContainer:
-    if not media:
-        raise av.error.InvalidDataError(0, "empty file")
     return av.open(
         io.BytesIO(media),
         mode="r",
@@ -152,6 +153,9 @@ class _Images:
                 "crf": "21",
                 "g": "100000",  # keyframes are placed by time, see `packets`
                 "sc_threshold": "0",
+                # With B-frames x264's look-ahead reads memory that it never set, and equal frames
+                # give other bytes in one run of three (docs/data.md).
+                "bf": "0",
                 "forced-idr": "1",
                 "threads": "1",
             },

@@ -25,7 +25,9 @@ from vlmae.data.prepare.ingest.listing import folder_clips, manifest_clips
 from vlmae.data.prepare.ingest.maker import CopyMaker, InPlaceMaker
 from vlmae.data.prepare.ingest.scan import find_shards, shard_samples
 from vlmae.data.records import fits
+from vlmae.data.redaction import guarded, redacted
 from vlmae.data.storage import is_remote
+from vlmae.data.tombstones import taken_down_of
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ def ingest(root: Path, config: IngestConfig) -> Stage:
         "prepare",
         config=config.hashed(),
         inputs=inputs,
-        parts=[*(_links(old) if old is not None else []), *parts],
+        parts=guarded(root, [*(_links(old) if old is not None else []), *parts]),
         processes=config.processes,
         revision=PREPARE_REVISION,
     )
     _require_few_skipped(stage, [part.name for part in parts], config.skip_limit)
-    return stage
+    return redacted(root, stage)
 
 
 def _extended(config: IngestConfig) -> Stage | None:
@@ -122,7 +124,9 @@ def _parts(root: Path, config: IngestConfig, old: Stage | None) -> tuple[list[Pa
     Raises:
         ValueError: two clips have one key.
     """
-    held = set(texts(read_index(old)["key"])) if old is not None else set()
+    held = (
+        set(texts(read_index(old)["key"])) | taken_down_of(root, old) if old is not None else set()
+    )
     numbers = _next_numbers(old)
     if not config.copy:
         return _in_place_parts(root, config, held, numbers)
