@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+BENCH_READY := .bench-packages/.ready
 
 # Worker processes wait without spinning, and every process keeps to the cores it was given.
 export OMP_WAIT_POLICY := passive
@@ -11,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock clean
+.PHONY: help setup demo test check format lock bench bench-data clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -49,6 +51,16 @@ lock: $(READY)  ## write requirements/lock.txt from the versions installed now
 	@$(BIN)/python -m pip freeze --exclude-editable \
 	  | grep -viE "$$(sed -nE 's/^([a-z0-9-]+)==.*/^\1==/p' requirements/encoders.txt | paste -sd'|')" \
 	  > requirements/lock.txt
+
+bench: bench-data  ## all benchmarks
+
+bench-data: $(READY) $(BENCH_READY)  ## ratio tables of the data plane (docs/performance.md); BENCH_ARGS="decode --quick"
+	@$(BIN)/python -m benchmarks.data $(BENCH_ARGS)
+
+$(BENCH_READY): requirements/bench.txt | $(READY)
+	@mkdir -p $(@D)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $< \
+	  && touch $@ || echo "requirements/bench.txt could not be installed: the tables will say which peer is missing"
 
 clean: $(READY)  ## delete stages that no kept run needs
 	@$(BIN)/python -m launch.clean

@@ -116,8 +116,7 @@ def clean(
     root = runs / "stages"
     require_idle(root, "clean")
     require_kept(kept(root), letting_go)
-    for path in unsettled(root):
-        print(f"a takedown was killed at {path}: run python -m vlmae.takedown, without keys")
+    _tell_unsettled(root)
     if not dry_run:
         settle(root)
         if letting_go:
@@ -130,6 +129,11 @@ def clean(
         freed += size
         print(f"{'would free' if dry_run else 'freed'} {size / 1e6:8.1f} MB  {path}")
     return freed
+
+
+def _tell_unsettled(root: Path) -> None:
+    for path in unsettled(root):
+        print(f"a takedown was killed at {path}: run python -m vlmae.takedown, without keys")
 
 
 def _sizes(path: Path) -> tuple[Counter[File], dict[File, tuple[int, int]]]:
@@ -169,7 +173,7 @@ def report(runs: Path) -> Table:
     """
     folders = find_folders(runs)
     free = _freed(folders.unneeded(partial=True))
-    table = Table(title=f"stages of {runs}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("kind", "stages", "MB", "kept by", "could be freed MB"):
         table.add_column(column, justify="left" if column in ("kind", "kept by") else "right")
     kinds: dict[str, list[Path]] = defaultdict(list)
@@ -189,8 +193,6 @@ def report(runs: Path) -> Table:
     table.add_section()
     table.add_row("all", *_cells(int(sums[0]), sums[1], "", sums[2]))
     table.caption = "killed stages are freed with --partial only"
-    for path in unsettled(runs / "stages"):
-        table.caption += f"\na takedown was killed at {path.name}: run python -m vlmae.takedown"
     return table
 
 
@@ -220,6 +222,7 @@ def main() -> None:
     try:
         if arguments.report:
             Console().print(report(arguments.runs))
+            _tell_unsettled(arguments.runs / "stages")
             return
         names = [Path(name).name for name in arguments.forget]
         freed = clean(

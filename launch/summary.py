@@ -43,6 +43,7 @@ def summarise(
             "unseen_speakers": list(settings.prepare.unseen_speakers),
             "clips": dict(sorted(shared.source.cache.stage.counts.items())),
         },
+        "cache": _cache(settings, arms, shared),
         "seed": settings.train.seed,
         "evidence": "demonstration: one seed; intervals are over test clips, not over seeds",
         "target_precision": settings.evaluate.target_precision,
@@ -53,6 +54,34 @@ def summarise(
             name: {task: _task(metrics[task]) for task in settings.tasks}
             for name, metrics in controls.items()
         },
+    }
+
+
+def _cache(
+    settings: Settings, arms: Mapping[str, Sequence[GrowthRound]], shared: Shared
+) -> dict[str, Any]:
+    """What the frozen tokens cost once, and what every epoch would cost without them.
+
+    A live epoch is estimated from the cache itself: the same decoding and encoding, by as many
+    processes, of as many clips as there were labels in the last round.
+    """
+    cache, last = shared.source.cache, arms[settings.arm][-1]
+    counts = cache.stage.counts
+    clips = counts.get("clips", 0) + counts.get("skipped", 0)
+    seconds = shared.seconds["cache"]
+    live = seconds / max(1, clips) * last.labels
+    cached = last.seconds["train"] / settings.train.epochs
+    trainings = 1 + sum(len(rounds) - 1 for rounds in arms.values())  # the first is shared
+    return {
+        "clips": clips,
+        "seconds": round(seconds, 1),
+        "kilobytes_a_clip": round(cache.bytes_per_clip / 1e3, 1),
+        "dtype": cache.codec.dtype,
+        "labels": last.labels,
+        "live_epoch_seconds": round(live, 2),
+        "cached_epoch_seconds": round(cached, 2),
+        "epochs_to_pay": round(seconds / (live - cached), 1) if live > cached else None,
+        "epochs_trained": trainings * settings.train.epochs,
     }
 
 
@@ -94,6 +123,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     if any(entry["expansion"] for entry in summary["rounds"]):
         console.print(_growth_table(summary))
     console.print(_seconds_table(summary))
+    console.print(_cache_line(summary["cache"]))
     if len(summary["arms"]) > 1:
         console.print(_arms_table(summary))
     if summary["controls"]:
@@ -104,6 +134,21 @@ def _broken(clips: Mapping[str, int]) -> str:
     """How many clips are used, and how many are skipped or masked for which reason."""
     reasons = [f"{name} {count}" for name, count in clips.items() if ": " in name]
     return f"{clips['clips']} clips used. " + (", ".join(reasons) or "None is broken") + "."
+
+
+def _cache_line(cache: Mapping[str, Any]) -> str:
+    """After how many epochs the cache has paid for itself."""
+    line = (
+        f"cache: {cache['clips']} clips, {cache['kilobytes_a_clip']} kB each ({cache['dtype']}), "
+        f"{cache['seconds']} s. "
+    )
+    if cache["epochs_to_pay"] is None:
+        return line + "An epoch without it would be no slower.\n"
+    return (
+        f"{line}An epoch of {cache['labels']} labels takes {cache['cached_epoch_seconds']} s with "
+        f"it, about {cache['live_epoch_seconds']} s without: paid for after "
+        f"{cache['epochs_to_pay']} epochs; {cache['epochs_trained']} were trained.\n"
+    )
 
 
 def _table(title: str, *columns: str, words: Sequence[str] = ()) -> Table:

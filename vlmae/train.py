@@ -12,17 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lsb import ids as sample_ids
 from lsb.kept import keep
-from lsb.labelled import LABEL
 from vlmae.config import as_dict, build, checked, command
-from vlmae.data.labels import label_matrix
+from vlmae.data.labels import read_labels
 from vlmae.data.loader import LoaderConfig
 from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import TokenSource, open_source
@@ -31,41 +26,6 @@ from vlmae.module import OptimizerConfig
 from vlmae.ranks import Ranks
 from vlmae.settings import prefix_of, prepared_data
 from vlmae.training import TrainConfig, Training, train
-
-
-def read_labels(path: str | None, key: str, tasks: list[str]) -> pa.Table:
-    """A table of labels as `vlmae.data.labels` wants it.
-
-    Args:
-        path: parquet or CSV.
-        key: of the config, for messages.
-        tasks: whose labels are wanted.
-
-    Raises:
-        ValueError: the file is absent, has no `key`, names a clip twice, or a label is not 0 or 1.
-    """
-    if not path or not Path(path).is_file():
-        raise ValueError(f"{key} is {path}, which is no file: give a parquet or CSV with labels")
-    table = pq.read_table(path) if path.endswith(".parquet") else pcsv.read_csv(path)
-    if "key" not in table.column_names:
-        raise ValueError(f"{path} has columns {table.column_names}, none is 'key'")
-    keys = [str(name) for name in table["key"].to_pylist()]
-    ids = sample_ids.sample_ids(keys)
-    sample_ids.require_unique(ids, keys)
-    columns: dict[str, Any] = {"id": sample_ids.to_arrow(ids), "key": pa.array(keys, pa.string())}
-    for name in ("round", "weight"):
-        if name in table.column_names:
-            columns[name] = table[name].combine_chunks()
-    for task in tasks:
-        if LABEL + task not in table.column_names:
-            raise ValueError(f"{path} has no column {LABEL + task!r}: add it, or name other tasks")
-        columns[LABEL + task] = table[LABEL + task].cast(pa.int8()).combine_chunks()
-    human = pa.array(["human"] * len(keys), pa.string())
-    given = "source" in table.column_names
-    columns["source"] = table["source"].cast(pa.string()).combine_chunks() if given else human
-    labels = pa.table(columns)
-    label_matrix(labels, tasks)
-    return labels
 
 
 @command("train")

@@ -29,7 +29,7 @@ from vlmae.data.prepare import prepare, read_truth
 from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import whiten
 from vlmae.towers import Towers, build_towers
-from vlmae.training import Training, train
+from vlmae.training import PLACE, Training, train
 
 BENCH_PACKAGES = Path(__file__).parents[2] / ".bench-packages"
 # avt_small's `first` and the labels of its two rounds, less those of a broken clip.
@@ -172,8 +172,8 @@ class Bench:
             Training(
                 source=self.cached,
                 whitened=self.whitened,
-                labelled=self.labelled(),
-                validation=self.labelled(("gold",)),
+                labelled=self.labelled().drop_columns(list(PLACE)),
+                validation=self.labelled(("gold",)).drop_columns(list(PLACE)),
                 model=settings.model,
                 task_weights=settings.task_weights,
                 optimizer=settings.optimizer,

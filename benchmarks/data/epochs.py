@@ -242,6 +242,7 @@ def _epochs(
         model,
         MultiTaskBinary(list(settings.tasks), dict(settings.task_weights)),
         settings.optimizer,
+        epochs * loader.order.steps(),
         bench.towers if live else None,
     )
     clock = _Clock()

@@ -78,19 +78,20 @@ def _media(bench: Bench, workers: Sequence[int]) -> Table:
     decode = partial(_decoded, policy, source.sample_rate)
     rows: list[Row] = []
     for count in workers:
-        case = f"{count} workers"
-        peer = f"{PEER}, decoded"
+        case = f"decoded, {count} workers"
+        peer = PEER
         paths = {
             peer: _webdataset(bench, decode, count, clips),
-            "ours, decoded": passes(source, len(source), count),
+            "ours": passes(source, len(source), count),
         }
         rows += rates(NAME, case, interleave(paths, bench.turns(3)), peer, "clips/s")
-        peer = f"{PEER}, bytes"
+        case = f"bytes, {count} workers"
+        peer = PEER
         epochs = 1 if bench.quick else 5
         paths = {
             peer: _webdataset(bench, _bytes, count, clips, epochs),
-            "ours, bytes, shuffled": passes(raw, len(source), count, epochs),
-            "ours, bytes, runs of 16": passes(raw, len(source), count, epochs, 16),
+            "ours, shuffled": passes(raw, len(source), count, epochs),
+            "ours, runs of 16": passes(raw, len(source), count, epochs, 16),
         }
         rows += rates(NAME, case, interleave(paths, bench.turns(3)), peer, "clips/s")
     return Table(
@@ -119,13 +120,13 @@ def _tokens(bench: Bench, workers: Sequence[int]) -> Table:
     urls = _as_shards(half, folder)
     rows: list[Row] = []
     for count in workers:
-        paths = {f"{PEER}, .npy, float16": _npy_webdataset(urls, half, count, epochs)}
+        paths = {PEER: _npy_webdataset(urls, half, count, epochs)}
         for dtype, cache in caches.items():
             source = CachedClips(cache, np.arange(clips), np.full((clips, 1), -1, np.int8))
             paths[f"ours, {dtype}, sequential"] = passes(source, clips, count, epochs, clips)
             paths[f"ours, {dtype}, shuffled"] = passes(source, clips, count, epochs)
         turns = interleave(paths, bench.turns(3))
-        rows += rates(NAME, f"tokens, {count} workers", turns, next(iter(paths)), "samples/s")
+        rows += rates(NAME, f"tokens, {count} workers", turns, PEER, "samples/s")
     ours = [row for row in rows if row.what.startswith("ours")]
     shuffled = [row for row in ours if row.what.endswith("float16, shuffled")]
     best = max(shuffled, key=lambda row: row.value)
@@ -228,7 +229,7 @@ def _size(batch: Any) -> int:
 
 def _noise_cache(bench: Bench, dtype: str) -> PrefixCache:
     prefix = replace(
-        bench.prefix,
+        bench.few("pool", 2) if bench.quick else bench.prefix,
         vl=VL_NODE,
         audio=AUDIO_NODE,
         config=replace(bench.prefix.config, dtype=dtype, processes=1),

@@ -1,4 +1,4 @@
-"""lsb.redaction swaps stages whole, wherever it is killed; lsb.kept remembers what was asked for."""
+"""lsb.redaction swaps whole stages, wherever it is killed; lsb.kept knows what was asked for."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ UNLABELLED = ("folder", "manifest", "prepared", "shards")
 OPTIONS = [
     f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))
 ]
-COMMANDS = ("prepare", "cache", "embed", "train")
+COMMANDS = ("prepare", "cache", "embed", "train", "evaluate")
 
 
 def composed(*overrides: str) -> Settings:

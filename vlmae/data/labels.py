@@ -8,10 +8,14 @@ table in id order; its fingerprint is part of the checkpoint (design, contract 6
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
 
 from lsb import ids as sample_ids
 from lsb.artifact import fingerprint
@@ -91,3 +95,38 @@ def with_weights(
         weights = weights * table[WEIGHT].to_numpy()
         table = table.drop_columns([WEIGHT])
     return table.append_column(WEIGHT, pa.array(weights, pa.float64()))
+
+
+def read_labels(path: str | None, key: str, tasks: list[str]) -> pa.Table:
+    """A table of labels as `vlmae.data.labels` wants it.
+
+    Args:
+        path: parquet or CSV.
+        key: of the config, for messages.
+        tasks: whose labels are wanted.
+
+    Raises:
+        ValueError: the file is absent, has no `key`, names a clip twice, or a label is not 0 or 1.
+    """
+    if not path or not Path(path).is_file():
+        raise ValueError(f"{key} is {path}, which is no file: give a parquet or CSV with labels")
+    table = pq.read_table(path) if path.endswith(".parquet") else pcsv.read_csv(path)
+    if "key" not in table.column_names:
+        raise ValueError(f"{path} has columns {table.column_names}, none is 'key'")
+    keys = [str(name) for name in table["key"].to_pylist()]
+    ids = sample_ids.sample_ids(keys)
+    sample_ids.require_unique(ids, keys)
+    columns: dict[str, Any] = {"id": sample_ids.to_arrow(ids), "key": pa.array(keys, pa.string())}
+    for name in ("round", "weight"):
+        if name in table.column_names:
+            columns[name] = table[name].combine_chunks()
+    for task in tasks:
+        if LABEL + task not in table.column_names:
+            raise ValueError(f"{path} has no column {LABEL + task!r}: add it, or name other tasks")
+        columns[LABEL + task] = table[LABEL + task].cast(pa.int8()).combine_chunks()
+    human = pa.array(["human"] * len(keys), pa.string())
+    given = "source" in table.column_names
+    columns["source"] = table["source"].cast(pa.string()).combine_chunks() if given else human
+    labels = pa.table(columns)
+    label_matrix(labels, tasks)
+    return labels

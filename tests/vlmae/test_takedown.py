@@ -1,0 +1,647 @@
+"""A clip that is taken down is gone from every stage, never returns, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from filelock import FileLock
+from s3_server import S3Server, s3
+
+from lsb.artifact import Part, Stage, open_stage, run_stage
+from lsb.ids import sample_id, sample_ids, to_bytes
+from lsb.store import Store
+from vlmae import takedown
+from vlmae.checkpoint import load_checkpoint
+from vlmae.data.decode import BadClipError
+from vlmae.data.index import read_index
+from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
+from vlmae.data.prepare import IngestConfig, PrepareConfig, prepare, read_truth
+from vlmae.data.ranges import RangeReader, tar_members
+from vlmae.data.redaction import require_redacted
+from vlmae.data.storage import Storage
+from vlmae.data.token_source import CachedTokens
+from vlmae.data.tombstones import read_tombstones, without_tombstones
+from vlmae.embedding import EmbedConfig, embed_fused, embed_pooled
+from vlmae.evaluation import EvaluateConfig, evaluate
+from vlmae.module import OptimizerConfig
+from vlmae.takedown import report, take_down
+from vlmae.training import CHECKPOINT, TrainConfig, Training, train
+
+__all__ = ["s3"]
+
+DATA = PrepareConfig(
+    name="generated",
+    bank="generated",
+    first=24,
+    pool=16,
+    gold=8,
+    test=16,
+    shard_clips=8,
+    clip_seconds=2.0,
+    pictures_per_digit=30,
+    unsafe_rate=0.4,
+    broken=0.125,
+)
+HELD = ("prepare", "cache", "embed")
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder of runs with a data set, its tokens, a checkpoint and stores of split first.
+
+    Attributes:
+        victim: key of a clip that was trained on.
+        payload: name -> bytes that are of this clip alone.
+    """
+
+    runs: Path
+    data: Stage
+    cache: Stage
+    trained: Stage
+    pooled: Stage
+    fused: Stage
+    victim: str
+    payload: dict[str, bytes]
+
+    @property
+    def root(self) -> Path:
+        return self.runs / "stages"
+
+    @property
+    def id(self) -> bytes:
+        return sample_id(self.victim)
+
+    def stage(self, stage: Stage) -> Stage:
+        """One of the stages as it is now, every hash checked."""
+        return open_stage(self.root / stage.path.name)
+
+    def copy(self, runs: Path) -> World:
+        shutil.copytree(self.runs, runs)
+        return replace(self, runs=runs)
+
+
+def files_with(root: Path, payload: bytes) -> list[str]:
+    found = [path for path in root.rglob("*") if path.is_file() and payload in path.read_bytes()]
+    return [str(path.relative_to(root)) for path in found]
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file of the stages, without what differs between two equal takedowns."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.suffix != ".lock" and path.name != "tombstones.jsonl"
+    }
+
+
+@pytest.fixture(scope="session")
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+    stages: Path,
+    data: Stage,
+    source: CachedTokens,
+    whitened: Stage,
+    trained: Stage,
+) -> World:
+    pooled = embed_pooled(stages, source, EmbedConfig("first"))
+    fused = embed_fused(stages, source, trained, EmbedConfig("first"))
+    assert pooled is not None
+    assert fused is not None
+    runs = tmp_path_factory.mktemp("world") / "runs"
+    cache = source.cache.stage
+    bank = next(path for path in stages.glob("sources-*") if path.suffix == "")
+    for path in (bank, *(s.path for s in (data, cache, whitened, trained, pooled, fused))):
+        shutil.copytree(path, runs / "stages" / path.name)
+    # Neither the first nor the last of its shard, with sound and pictures.
+    rows = source.cache.rows.filter(pc.equal(source.cache.rows["shard"], "first-00001.tar"))
+    row = rows.to_pylist()[3]
+    assert row["audio_missing"] is None
+    tar = (data.path / row["shard"]).read_bytes()
+    members = tar_members(tar[row["offset"] : row["offset"] + row["size"]], row["key"])
+    payload = {"media": members["mp4"][200:1200]}
+    for name in ("image", "audio"):
+        start, length = row[f"{name}_start"], row[f"{name}_length"]
+        array = np.load(cache.path / f"first-00001.{name}.npy")
+        payload[f"{name} tokens"] = array[start : start + length].tobytes()
+    ids = sample_ids([row["key"]])
+    payload |= {
+        "pooled vector": Store.open(pooled.path).vectors(ids).tobytes(),
+        "fused vector": Store.open(fused.path).vectors(ids).tobytes(),
+    }
+    return World(runs, data, cache, trained, pooled, fused, row["key"], payload)
+
+
+@pytest.fixture
+def world(made: World, tmp_path: Path) -> World:
+    return made.copy(tmp_path / "runs")
+
+
+def test_nothing_of_the_clip_remains_and_every_other_clip_does(world: World, made: World) -> None:
+    for name, payload in world.payload.items():
+        assert len(files_with(world.root, payload)) == 1, name
+    found = take_down(world.runs, [world.victim], reason="asked by its owner")
+    for name, payload in world.payload.items():
+        assert files_with(world.root, payload) == [], name
+    for stage in (world.data, world.cache, world.pooled, world.fused):
+        new = world.stage(stage)
+        assert new.content == stage.content
+        assert new.manifest["redacted"] == 1
+        for part, entry in stage.manifest["parts"].items():
+            if part != "first-00001":
+                assert new.manifest["parts"][part]["files"] == entry["files"]
+    for file in world.root.rglob("*.parquet"):
+        if file.parent.name.split("-")[0] in HELD:
+            assert world.victim not in pq.read_table(file, columns=["key"])["key"].to_pylist()
+    assert found.trained == {world.trained.path.name: {"training_set.parquet": 1}}
+    assert any("first-00001" in line for line in report(found, [], dry_run=False))
+    stone = read_tombstones(world.root)[world.victim]
+    assert (stone.reason, stone.places) == ("asked by its owner", ())
+
+    index, before = read_index(world.stage(world.data)), read_index(made.data)
+    others = before.filter(pc.not_equal(before["key"], world.victim))
+    assert index.equals(others)
+    places = [others[name].to_pylist() for name in ("shard", "offset", "size")]
+    assert RangeReader(world.root / world.data.path.name).read(*places) == RangeReader(
+        made.root / made.data.path.name
+    ).read(*places)
+    new, old = PrefixCache(world.stage(world.cache)), PrefixCache(made.cache)
+    for stream in ("image", "text", "audio"):
+        one = new.batch(new.rows_of(new.ids), stream)
+        other = old.batch(old.rows_of(new.ids), stream)
+        assert np.array_equal(one.values.numpy(), other.values.numpy())
+        assert np.array_equal(one.mask.numpy(), other.mask.numpy())
+    for stage in (world.pooled, world.fused):
+        one, other = (
+            Store.open(world.root / stage.path.name),
+            Store.open(made.root / stage.path.name),
+        )
+        assert len(one) == len(other) - 1
+        assert np.array_equal(one.vectors(one.ids), other.vectors(one.ids))
+        assert one.rows().equals(other.take(one.ids, list(other.columns)))
+
+
+def test_counts_are_those_of_the_clips_that_are_left(world: World, made: World) -> None:
+    take_down(world.runs, [world.victim], reason="x")
+    truth = read_truth(world.stage(world.data))
+    counts, before = world.stage(world.data).counts, made.data.counts
+    assert counts["first.clips"] == before["first.clips"] - 1
+    for split in ("first", "pool", "gold", "test"):
+        rows = truth.filter(pc.equal(truth["split"], split))
+        for task in ("relevance", "clickbait", "unsafe", "policy"):
+            assert counts.get(f"{split}.{task}", 0) == pc.sum(rows[task]).as_py()
+    cached = world.stage(world.cache)
+    assert cached.counts["clips"] == PrefixCache(cached).rows.num_rows
+    assert world.stage(world.pooled).counts["rows"] == made.pooled.counts["rows"] - 1
+
+
+def test_a_quarantined_clip_leaves_the_quarantine(world: World, made: World) -> None:
+    bad = PrefixCache(made.cache).quarantine().to_pylist()[0]
+    take_down(world.runs, [bad["key"]], reason="x")
+    cached = world.stage(world.cache)
+    assert bad["id"] not in PrefixCache(cached).quarantine()["id"].to_pylist()
+    reason = f"skipped: {bad['reason']}"
+    for count in ("skipped", reason):
+        assert cached.counts.get(count, 0) == made.cache.counts[count] - 1
+    assert cached.counts["clips"] == made.cache.counts["clips"]
+
+
+def test_plain_readers_skip_what_was_taken_out(world: World) -> None:
+    take_down(world.runs, [world.victim], reason="x")
+    tar = world.root / world.data.path.name / "first-00001.tar"
+    with tarfile.open(tar) as archive:
+        members = archive.getmembers()
+    assert [member.name for member in members if member.name.startswith("__")] == ["__taken_down__"]
+    read = webdataset.WebDataset(f"file:{tar}", shardshuffle=False)
+    keys = [sample["__key__"] for sample in read]
+    index = read_index(world.stage(world.data), ["first"])
+    assert keys == index.filter(pc.equal(index["shard"], tar.name))["key"].to_pylist()
+
+
+def test_several_clips_and_a_second_takedown(world: World, made: World) -> None:
+    first = read_index(made.data, ["first"])["key"].to_pylist()
+    whole_shard = first[8:16]
+    take_down(world.runs, whole_shard[:5], reason="x")
+    take_down(world.runs, [*whole_shard[3:], first[0]], reason="y")
+    assert read_index(world.stage(world.data), ["first"])["key"].to_pylist() == [
+        *first[1:8],
+        *first[16:],
+    ]
+    cached = PrefixCache(world.stage(world.cache))
+    assert len(cached.rows_of_shard("first-00001")) == 0
+    cached.batch(np.arange(len(cached.ids)), "image")
+    Store.open(world.root / world.pooled.path.name)
+    assert [stone.reason for stone in read_tombstones(world.root).values()] == ["x"] * 5 + ["y"] * 4
+    # A shard that lost clips twice is made again as it is.
+    tar = world.root / world.data.path.name / "first-00001.tar"
+    blank = tar.read_bytes()
+    tar.unlink()
+    assert open_stage(prepare(world.root, DATA).path).content == made.data.content
+    assert tar.read_bytes() == blank
+
+
+@pytest.mark.parametrize("call", ["replace", "rmtree"])
+def test_killed_anywhere_and_run_again_it_ends_the_same(
+    made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    undisturbed = made.copy(tmp_path / "undisturbed")
+    take_down(undisturbed.runs, [made.victim], reason="x")
+    wanted = tree(undisturbed.root)
+    module = os if call == "replace" else shutil
+    real: Callable[..., None] = getattr(module, call)
+    kills = 0
+    while True:
+        world = made.copy(tmp_path / f"killed-{kills}")
+        left = kills
+
+        def killed(*arguments: Any, **options: Any) -> None:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            real(*arguments, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, call, killed)
+            try:
+                take_down(world.runs, [world.victim], reason="x")
+            except KeyboardInterrupt:
+                kills += 1
+            else:
+                break
+        written = bool(read_tombstones(world.root))
+        # Half the time with the key again, half without.
+        take_down(world.runs, [] if written and kills % 2 else [world.victim], reason="x")
+        assert tree(world.root) == wanted
+        shutil.rmtree(world.runs)
+    assert kills == {"replace": 1 + 4 * 3, "rmtree": 4}[call]
+
+
+def test_running_it_again_changes_nothing(world: World) -> None:
+    take_down(world.runs, [world.victim], reason="x")
+    before = tree(world.root), (world.root / "tombstones.jsonl").read_bytes()
+    take_down(world.runs, [world.victim], reason="x")
+    take_down(world.runs, [])
+    assert (tree(world.root), (world.root / "tombstones.jsonl").read_bytes()) == before
+
+
+def test_dry_run_and_refusals_change_nothing(world: World) -> None:
+    before = tree(world.root)
+    found = take_down(world.runs, [world.victim], reason="x", dry_run=True)
+    assert found.clips == {world.id}
+    with pytest.raises(ValueError, match=r"knows the clip 'nobody' \(1 of 2 keys\).*--force"):
+        take_down(world.runs, [world.victim, "nobody"], reason="x")
+    with pytest.raises(ValueError, match="--reason is not given"):
+        take_down(world.runs, [world.victim])
+    with pytest.raises(ValueError, match="there is no folder"):
+        take_down(world.runs / "other", [world.victim], reason="x")
+    assert not (world.root / "tombstones.jsonl").exists()
+    assert tree(world.root) == before
+
+
+def test_refused_while_a_process_is_at_work_but_the_tombstone_stands(world: World) -> None:
+    busy = world.root / ".train-0123.1-of-2.lock"
+    with FileLock(busy), pytest.raises(ValueError, match=r"at work on train-0123.*same takedown"):
+        take_down(world.runs, [world.victim], reason="x")
+    assert list(read_tombstones(world.root)) == [world.victim]
+    assert files_with(world.root, world.payload["media"])
+    take_down(world.runs, [])
+    assert not files_with(world.root, world.payload["media"])
+
+
+def test_a_damaged_list_of_tombstones_stops_everything(world: World) -> None:
+    take_down(world.runs, [world.victim], reason="x")
+    file = world.root / "tombstones.jsonl"
+    text = file.read_text()
+    for damaged in (text[:-9], text.replace('"version": 1', '"version": 2'), "[]\n"):
+        file.write_text(damaged)
+        with pytest.raises(ValueError, match=r"tombstones\.jsonl"):
+            prepare(world.root, DATA)
+
+
+def test_prepared_again_it_does_not_return(world: World, made: World) -> None:
+    take_down(world.runs, [world.victim], reason="x")
+    again = prepare(world.root, DATA)
+    assert again.reused
+    assert again.content == made.data.content
+    for name in ("first-00001.tar", "first-00001.index.parquet", "first-00001.truth.parquet"):
+        whole = (again.path / name).read_bytes()
+        (again.path / name).unlink()
+        assert prepare(world.root, DATA).path == again.path
+        assert (again.path / name).read_bytes() == whole
+    shutil.rmtree(again.path)
+    anew = prepare(world.root, DATA)
+    assert not anew.reused
+    assert anew.counts == again.counts
+    assert world.victim not in read_index(anew)["key"].to_pylist()
+    assert not files_with(world.root, world.payload["media"])
+
+
+def test_a_data_set_that_no_takedown_met_is_mended_when_it_is_prepared(
+    world: World, made: World
+) -> None:
+    take_down(world.runs, [world.victim], reason="x")
+    target = world.root / made.data.path.name
+    shutil.rmtree(target)
+    shutil.copytree(made.root / made.data.path.name, target)
+    with pytest.raises(ValueError, match=r"holds clips that were taken down.*vlmae\.takedown"):
+        require_redacted(world.root, open_stage(target))
+    mended = prepare(world.root, DATA)
+    assert mended.manifest["redacted"] == 1
+    assert require_redacted(world.root, open_stage(target)).manifest == mended.manifest
+    assert not files_with(world.root, world.payload["media"])
+
+
+def test_unfinished_stages_lose_the_part_that_holds_it(world: World, made: World) -> None:
+    for stage in (made.data, made.cache, made.pooled):
+        target = world.root / f"{stage.path.name}.partial"
+        (world.root / stage.path.name).rename(target)
+        (target / "parts").mkdir()
+        manifest = json.loads((target / "manifest.json").read_text())
+        for part, entry in manifest["parts"].items():
+            (target / "parts" / f"{part}.json").write_text(json.dumps(entry))
+        (target / "manifest.json").unlink()
+        (target / ".tmp-first-00001-0123").mkdir()
+        (target / ".tmp-first-00001-0123" / "x").write_bytes(world.payload["media"])
+    take_down(world.runs, [world.victim], reason="x")
+    for stage in (made.data, made.cache, made.pooled):
+        target = world.root / f"{stage.path.name}.partial"
+        left = {file.stem for file in target.glob("parts/*.json")}
+        assert left == set(stage.manifest["parts"]) - {"first-00001"}
+        assert not list(target.glob("first-00001*"))
+    for name in ("media", "image tokens", "pooled vector"):
+        assert not files_with(world.root, world.payload[name])
+
+
+def small_training(world: World, source: CachedTokens, whitened: Stage, **tables: Any) -> Training:
+    config = world.trained.manifest["config"]
+    return Training(
+        source=source,
+        whitened=whitened,
+        model=config["model"],
+        task_weights={},
+        optimizer=OptimizerConfig(3e-3, 0.0, 0.1, 1.0),
+        config=TrainConfig(0, 1, 8, "cpu", 1, 0.8, "both"),
+        **tables,
+    )
+
+
+def test_training_goes_on_without_it(
+    world: World, whitened: Stage, labels_of: Callable[..., Any]
+) -> None:
+    labels, gold = labels_of("first"), labels_of("gold")
+    victims = [world.victim, gold["key"].to_pylist()[1], labels_of("test")["key"].to_pylist()[2]]
+    take_down(world.runs, victims, reason="x")
+    assert without_tombstones(world.root, labels).num_rows == labels.num_rows - 1
+    source = CachedTokens(PrefixCache(world.stage(world.cache)))
+    here = world.stage(whitened)
+    training = small_training(world, source, here, labelled=labels, validation=gold)
+    trained = train(world.root, training)
+    measured = evaluate(
+        world.root,
+        source,
+        trained,
+        test=labels_of("test"),
+        config=EvaluateConfig(0.8, 10, 0, "both", 1),
+    )
+    for stage in (trained, measured):
+        for file in stage.path.glob("*.parquet"):
+            assert not set(pq.read_table(file)["key"].to_pylist()) & set(victims), file
+    load_checkpoint(trained.path / CHECKPOINT, source.identities)
+    assert train(world.root, training).reused
+
+
+def test_the_same_labels_without_it_reuse_the_checkpoint(
+    world: World, made: World, labels_of: Callable[..., Any], whitened: Stage
+) -> None:
+    pool = read_index(made.data, ["pool"])["key"].to_pylist()[0]
+    take_down(world.runs, [pool], reason="x")
+    source = CachedTokens(PrefixCache(world.stage(world.cache)))
+    training = small_training(
+        world,
+        source,
+        world.stage(whitened),
+        labelled=labels_of("first"),
+        validation=labels_of("gold"),
+    )
+    training = replace(training, config=replace(training.config, epochs=2))
+    assert train(world.root, training).path.name == world.trained.path.name
+
+
+# ---- media that exist already
+
+
+@pytest.fixture
+def media(world: World, tmp_path: Path) -> Path:
+    """A folder with six films, `film-0.mp4` to `film-5.mp4`; no stage is left in the world."""
+    folder = tmp_path / "media"
+    folder.mkdir()
+    data = world.root / world.data.path.name
+    index = read_index(world.stage(world.data), ["pool"])
+    for row in index.to_pylist():
+        tar = (data / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        number = len(list(folder.iterdir()))
+        if number < 6 and row["video_codec"] and row["audio_codec"]:
+            film = tar_members(tar, row["key"])["mp4"]
+            (folder / f"film-{number}.mp4").write_bytes(film)
+    shutil.rmtree(world.root)  # the same films are in there
+    world.root.mkdir()
+    return folder
+
+
+def folder_config(media: Path, **changes: Any) -> IngestConfig:
+    values = {"source": "folder", "path": str(media), "reencode": False, "shard_clips": 3}
+    return IngestConfig("films", **{**values, **changes})
+
+
+def cached(world: World, prefix_on: Callable[..., Prefix], data: Stage) -> CachedTokens:
+    stage = cache_prefix(world.root, prefix_on(data))
+    assert stage is not None
+    return CachedTokens(PrefixCache(stage))
+
+
+def test_appending_does_not_bring_it_back_and_borrows_the_rest(
+    world: World, media: Path, prefix_on: Callable[..., Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = prepare(world.root, folder_config(media))
+    source = cached(world, prefix_on, old)
+    store = embed_pooled(world.root, source, EmbedConfig("pool"))
+    assert store is not None
+    other, key = read_index(old)["key"].to_pylist()[:2]
+    film = (media / f"{key}.mp4").read_bytes()[100:1100]
+    take_down(world.runs, [key], reason="x")
+    shutil.copy(media / f"{other}.mp4", media / "film-6.mp4")
+    grown = prepare(world.root, folder_config(media, extends=str(old.path)))
+    keys = read_index(grown)["key"].to_pylist()
+    assert sorted(keys) == sorted({f"film-{number}" for number in range(7)} - {key})
+    assert not files_with(world.root, film)
+
+    encoded: list[str] = []
+    encode = Prefix.encode
+
+    def counted(self: Prefix, shard: str, only: Any = None) -> Any:
+        encoded.append(shard)
+        return encode(self, shard, only)
+
+    monkeypatch.setattr(Prefix, "encode", counted)
+    tokens = cached(world, prefix_on, grown)
+    assert encoded == ["pool-00002"], "the parts of the old shards are lent"
+    assert sorted(tokens.index["key"].to_pylist()) == sorted(keys)
+    bigger = embed_pooled(world.root, tokens, EmbedConfig("pool"))
+    assert bigger is not None
+    for name in ("pool-00000.npy", "pool-00001.npy"):
+        assert (bigger.path / name).samefile(store.path / name)
+    # The same command again finds the same stage.
+    assert prepare(world.root, folder_config(media, extends=str(old.path))).path == grown.path
+
+
+def test_files_that_stages_shared_stay_shared(world: World, media: Path) -> None:
+    old = prepare(world.root, folder_config(media))
+    shutil.copy(media / "film-0.mp4", media / "film-6.mp4")
+    grown = prepare(world.root, folder_config(media, extends=str(old.path)))
+    key = read_index(old)["key"].to_pylist()[1]
+    take_down(world.runs, [key], reason="x")
+    for stage in (old, grown):
+        assert key not in read_index(open_stage(stage.path))["key"].to_pylist()
+    for name in old.files:
+        assert (old.path / name).samefile(grown.path / name)
+    again = prepare(world.root, folder_config(media, extends=str(old.path)))
+    assert again.reused
+    assert again.path == grown.path
+
+
+def test_force_bars_a_clip_that_is_yet_to_come(world: World, media: Path) -> None:
+    take_down(world.runs, ["film-2"], reason="x", force=True)
+    stage = prepare(world.root, folder_config(media))
+    assert stage.counts["pool.clips"] == 5
+    assert "film-2" not in read_index(stage)["key"].to_pylist()
+    assert not files_with(world.root, (media / "film-2.mp4").read_bytes()[100:1100])
+
+
+def in_place(place: str, **changes: Any) -> IngestConfig:
+    values = {"source": "shards", "path": place, "copy": False, "reencode": False}
+    return IngestConfig("elsewhere", **{**values, **changes})
+
+
+def test_a_shard_in_place_is_named_and_rewritten_when_asked(
+    world: World, media: Path, tmp_path: Path
+) -> None:
+    films = prepare(world.root, folder_config(media, shard_clips=6))
+    shard = tmp_path / "shards" / "a.tar"
+    shard.parent.mkdir()
+    shutil.copy(films.path / "pool-00000.tar", shard)
+    shutil.rmtree(films.path)
+    data = prepare(world.root, in_place(str(shard)))
+    before, bytes_before = read_index(data), shard.read_bytes()
+    take_down(world.runs, ["film-3"], reason="x")
+    assert "film-3" not in read_index(open_stage(data.path))["key"].to_pylist()
+    assert shard.read_bytes() == bytes_before
+    stones = list(read_tombstones(world.root).values())
+    assert [place.shard for place in stones[0].places] == [f"file://{shard}"]
+    found = take_down(world.runs, [])
+    assert "--rewrite-remote" in "".join(report(found, stones, dry_run=False))
+
+    assert take_down(world.runs, [], rewrite_remote=True).rewritten == 1
+    assert read_tombstones(world.root)["film-3"].places == ()
+    assert take_down(world.runs, [], rewrite_remote=True).rewritten == 0
+    assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
+    after = shard.read_bytes()
+    assert len(after) == len(bytes_before)
+    assert (media / "film-3.mp4").read_bytes()[100:1100] not in after
+    for row in before.to_pylist():
+        part = slice(row["offset"], row["offset"] + row["size"])
+        if row["key"] == "film-3":
+            with pytest.raises(BadClipError):
+                tar_members(after[part], row["key"])
+        else:
+            assert after[part] == bytes_before[part]
+    assert len(read_index(prepare(world.root, in_place(str(shard))))) == 5
+
+
+def test_a_shard_that_holds_something_else_is_never_written(
+    world: World, media: Path, tmp_path: Path
+) -> None:
+    films = prepare(world.root, folder_config(media, shard_clips=6))
+    shard = tmp_path / "a.tar"
+    shutil.copy(films.path / "pool-00000.tar", shard)
+    prepare(world.root, in_place(str(shard)))
+    take_down(world.runs, ["film-3"], reason="x")
+    other = bytes(reversed(shard.read_bytes()))
+    shard.write_bytes(other)
+    with pytest.raises(ValueError, match=r"a\.tar no longer holds the clip 'film-3'.*yourself"):
+        take_down(world.runs, [], rewrite_remote=True)
+    assert shard.read_bytes() == other
+
+
+def test_a_shard_in_a_store_is_rewritten(
+    world: World, media: Path, tmp_path: Path, s3: S3Server
+) -> None:
+    films = prepare(world.root, folder_config(media, shard_clips=6))
+    folder = tmp_path / "bucket"
+    folder.mkdir()
+    shutil.copy(films.path / "pool-00000.tar", folder / "a.tar")
+    s3.upload(folder, "taken-down")
+    options = s3.storage_options
+    data = prepare(world.root, in_place("s3://taken-down/a.tar", storage_options=options))
+    take_down(world.runs, ["film-3"], reason="x", rewrite_remote=True, storage=Storage(options))
+    body = s3.client().get_object(Bucket="taken-down", Key="a.tar")["Body"].read()
+    assert len(body) == (folder / "a.tar").stat().st_size
+    assert (media / "film-3.mp4").read_bytes()[100:1100] not in body
+    index = read_index(open_stage(data.path))
+    reader = RangeReader("", storage_options=options)
+    records = reader.read(*(index[name].to_pylist() for name in ("shard", "offset", "size")))
+    for key, record in zip(index["key"].to_pylist(), records, strict=True):
+        assert tar_members(record, key)["mp4"] == (media / f"{key}.mp4").read_bytes()
+
+
+# ---- the command
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["takedown", *arguments])
+    takedown.main()
+
+
+def test_the_command_says_what_it_did(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ("--runs", str(world.runs))
+    run_command(monkeypatch, world.victim, "--reason", "x", *runs, "--dry-run")
+    assert "1 clips would be taken down; nothing was changed" in capsys.readouterr().out
+    run_command(monkeypatch, world.victim, "--reason", "x", *runs)
+    told = capsys.readouterr().out
+    assert f"{world.cache.path.name}: 1 clips removed, from first-00001" in told
+    assert f"{world.trained.path.name}: its checkpoint was made with them" in told
+    assert "1 clips taken down, 1 tombstones" in told
+    with pytest.raises(SystemExit) as ended:
+        run_command(monkeypatch, "nobody", "--reason", "x", *runs)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_other_stages_are_left_alone(world: World) -> None:
+    def write(folder: Path) -> dict[str, int]:
+        (folder / "word.txt").write_text(world.victim)
+        return {"words": 1}
+
+    other = run_stage(
+        world.root, "label", config={}, inputs={}, parts=[Part("w", ("word.txt",), write)]
+    )
+    before = {path: path.read_bytes() for path in other.path.iterdir()}
+    take_down(world.runs, [world.victim], reason="x")
+    assert {path: path.read_bytes() for path in other.path.iterdir()} == before
+    training = pq.read_table(world.root / world.trained.path.name / "training_set.parquet")
+    assert world.id in training["id"].to_pylist()
+    assert world.id in to_bytes(sample_ids([world.victim]))
