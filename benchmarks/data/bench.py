@@ -8,7 +8,7 @@ generated ones, and every table says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from benchmarks.measure import Timing, Work, interleave
 from launch.settings import Settings
 from lsb.artifact import Stage
 from lsb.labelled import LABEL
@@ -85,6 +86,12 @@ class Bench:
     def turns(self, usual: int) -> int:
         """How often every path is timed."""
         return self.repeats or (1 if self.quick else usual)
+
+    def time(
+        self, paths: Mapping[str, Work], usual: int, *, warm: bool = True
+    ) -> dict[str, list[Timing]]:
+        """`interleave` with as many turns as wanted; a smoke run does without warming up."""
+        return interleave(paths, self.turns(usual), warm=warm and not self.quick)
 
     @property
     def cores(self) -> int:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from benchmarks.data import media
 from benchmarks.data.bench import BENCH_PACKAGES, Bench
-from benchmarks.measure import Row, Table, costs, interleave
+from benchmarks.measure import Row, Table, costs
 from benchmarks.report import package_version
 from vlmae.data.decode import DecodePolicy, decode_sample, why_torchcodec_fails
 
@@ -49,7 +49,7 @@ def run(bench: Bench) -> list[Table]:
                 name: partial(_all, decode, clips, positions) for name, decode in decoders.items()
             }
             _compare(decoders, clips[0], positions, furthest)
-            turns = interleave(paths, bench.turns(7))
+            turns = bench.time(paths, 7)
             rows += costs(NAME, f"{title}, {frames} frames", turns, PEER, "ms", 1000.0)
     agreement = ", ".join(f"{name} {value:.1f}" for name, value in furthest.items())
     policy = DecodePolicy(2).resolved()

@@ -13,7 +13,7 @@ import webdataset
 
 from benchmarks.data.bench import Bench, finished
 from benchmarks.data.loader import Sample, members_of
-from benchmarks.measure import Row, Table, interleave, rates
+from benchmarks.measure import Row, Table, rates
 from benchmarks.report import number, package_version
 from lsb import ids as sample_ids
 from lsb.artifact import Stage
@@ -50,7 +50,7 @@ def run(bench: Bench) -> list[Table]:
         elif kind == "fused":
             paths["from media, 1 process"] = partial(ours, "media", live, 1)
         paths["from the cache, 1 process"] = partial(ours, "cache", cached, 1)
-        turns = interleave(paths, bench.turns(3), warm=False)
+        turns = bench.time(paths, 3, warm=False)
         rows += rates(NAME, kind, turns, PEER, "clips/s")
         for name, stage in stages.items():
             notes.append(f"{kind} from {name}: {_distance(stage, found)}.")

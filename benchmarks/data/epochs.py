@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.data.bench import Bench, finished
-from benchmarks.measure import Row, Table, Timing, clocked, interleave, rates
+from benchmarks.measure import Row, Table, Timing, clocked, rates
 from benchmarks.report import number
 from lsb import ids as sample_ids
 from vlmae.checkpoint import build_model, load_checkpoint
@@ -62,7 +62,7 @@ def run(bench: Bench) -> list[Table]:
     probe = labelled.slice(0, 8 if bench.quick else 96)
     paths = {str(one): partial(_live, bench, probe, one) for one in _settings(bench)}
     _live(bench, probe.slice(0, 8), _settings(bench)[0])  # what is made once: cache, whitening
-    turns = interleave(paths, bench.turns(2), warm=False)
+    turns = bench.time(paths, 2, warm=False)
     tried = rates(NAME, "", turns, str(_settings(bench)[0]), "clips/s")
     fastest = max(tried, key=lambda row: row.value)
     best = next(one for one in _settings(bench) if str(one) == fastest.what)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.data.bench import Bench, finished
 from benchmarks.data.noise import AUDIO_NODE, VL_NODE
-from benchmarks.measure import Row, Table, Work, interleave, rates
+from benchmarks.measure import Row, Table, Work, rates
 from benchmarks.report import number, package_version
 from lsb import ids as sample_ids
 from vlmae.data.batches import CachedClips, LiveClips
@@ -26,7 +26,7 @@ from vlmae.data.loader import BatchSource, ClipLoader
 from vlmae.data.order import BatchOrder, Indices, OrderConfig
 from vlmae.data.prefix_cache import PrefixCache, cache_prefix
 from vlmae.data.ranges import RangeReader, tar_members
-from vlmae.data.token_table import widths
+from vlmae.data.token_table import TokenCodec, widths
 from vlmae.tokens import Tokens, pad
 
 NAME = "loader"
@@ -84,7 +84,7 @@ def _media(bench: Bench, workers: Sequence[int]) -> Table:
             peer: _webdataset(bench, decode, count, clips),
             "ours": passes(source, len(source), count),
         }
-        rows += rates(NAME, case, interleave(paths, bench.turns(3)), peer, "clips/s")
+        rows += rates(NAME, case, bench.time(paths, 3), peer, "clips/s")
         case = f"bytes, {count} workers"
         peer = PEER
         epochs = 1 if bench.quick else 5
@@ -93,7 +93,7 @@ def _media(bench: Bench, workers: Sequence[int]) -> Table:
             "ours, shuffled": passes(raw, len(source), count, epochs),
             "ours, runs of 16": passes(raw, len(source), count, epochs, 16),
         }
-        rows += rates(NAME, case, interleave(paths, bench.turns(3)), peer, "clips/s")
+        rows += rates(NAME, case, bench.time(paths, 3), peer, "clips/s")
     return Table(
         NAME,
         f"clips a second in batches of {BATCH}, start of the workers included",
@@ -112,7 +112,8 @@ def _media(bench: Bench, workers: Sequence[int]) -> Table:
 
 
 def _tokens(bench: Bench, workers: Sequence[int]) -> Table:
-    caches = {dtype: _noise_cache(bench, dtype) for dtype in ("float16", "bfloat16", "int8")}
+    dtypes = TokenCodec.DTYPES[:1] if bench.quick else TokenCodec.DTYPES
+    caches = {dtype: _noise_cache(bench, dtype) for dtype in dtypes}
     half = caches["float16"]
     clips = len(half.ids)
     epochs = 1 if bench.quick else 20
@@ -125,7 +126,7 @@ def _tokens(bench: Bench, workers: Sequence[int]) -> Table:
             source = CachedClips(cache, np.arange(clips), np.full((clips, 1), -1, np.int8))
             paths[f"ours, {dtype}, sequential"] = passes(source, clips, count, epochs, clips)
             paths[f"ours, {dtype}, shuffled"] = passes(source, clips, count, epochs)
-        turns = interleave(paths, bench.turns(3))
+        turns = bench.time(paths, 3)
         rows += rates(NAME, f"tokens, {count} workers", turns, PEER, "samples/s")
     ours = [row for row in rows if row.what.startswith("ours")]
     shuffled = [row for row in ours if row.what.endswith("float16, shuffled")]

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.data.bench import Bench, finished
 from benchmarks.data.loader import BATCH, live, passes
-from benchmarks.measure import Row, Table, interleave, rates
+from benchmarks.measure import Row, Table, rates
 from vlmae.data.prefix_cache import cache_prefix
 
 NAME = "workers"
@@ -24,7 +24,7 @@ def run(bench: Bench) -> list[Table]:
         f"{count} workers": passes(source, len(source), count)
         for count in ((0, 2) if bench.quick else range(5))
     }
-    turns = interleave(paths, bench.turns(3))
+    turns = bench.time(paths, 3)
     rows += rates(NAME, f"live batches of {BATCH}, decoded", turns, "0 workers", "clips/s")
     fresh = itertools.count()
     bench.towers.identities()  # loaded here once, as in every worker
@@ -32,7 +32,7 @@ def run(bench: Bench) -> list[Table]:
         f"{count} processes": partial(_build, bench, count, fresh)
         for count in ((1,) if bench.quick else (1, 2))
     }
-    turns = interleave(builds, bench.turns(3), warm=False)
+    turns = bench.time(builds, 3, warm=False)
     rows += rates(NAME, "building the cache", turns, "1 processes", "clips/s")
     return [
         Table(

@@ -645,3 +645,16 @@ def test_other_stages_are_left_alone(world: World) -> None:
     training = pq.read_table(world.root / world.trained.path.name / "training_set.parquet")
     assert world.id in training["id"].to_pylist()
     assert world.id in to_bytes(sample_ids([world.victim]))
+
+
+def test_a_lost_file_of_a_redacted_cache_is_made_again(
+    world: World, prefix_on: Callable[..., Prefix]
+) -> None:
+    take_down(world.runs, [world.victim], reason="x")
+    for name in ("first-00001.image.npy", "first-00001.rows.parquet"):
+        file = world.root / world.cache.path.name / name
+        whole = file.read_bytes()
+        file.unlink()
+        again = cached(world, prefix_on, world.stage(world.data))
+        assert again.cache.stage.path == file.parent
+        assert file.read_bytes() == whole
