@@ -8,7 +8,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,135 +18,25 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from filelock import FileLock
-from s3_server import S3Server, s3
+from takedown_world import DATA, HELD, World, files_with, made, tree, world
 
 from lsb.artifact import Part, Stage, open_stage, run_stage
-from lsb.ids import sample_id, sample_ids, to_bytes
 from lsb.store import Store
 from vlmae import takedown
 from vlmae.checkpoint import load_checkpoint
-from vlmae.data.decode import BadClipError
 from vlmae.data.index import read_index
-from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
-from vlmae.data.prepare import IngestConfig, PrepareConfig, prepare, read_truth
-from vlmae.data.ranges import RangeReader, tar_members
+from vlmae.data.prefix_cache import PrefixCache
+from vlmae.data.prepare import prepare, read_truth
+from vlmae.data.ranges import RangeReader
 from vlmae.data.redaction import require_redacted
-from vlmae.data.storage import Storage
 from vlmae.data.token_source import CachedTokens
 from vlmae.data.tombstones import read_tombstones, without_tombstones
-from vlmae.embedding import EmbedConfig, embed_fused, embed_pooled
 from vlmae.evaluation import EvaluateConfig, evaluate
 from vlmae.module import OptimizerConfig
 from vlmae.takedown import report, take_down
 from vlmae.training import CHECKPOINT, TrainConfig, Training, train
 
-__all__ = ["s3"]
-
-DATA = PrepareConfig(
-    name="generated",
-    bank="generated",
-    first=24,
-    pool=16,
-    gold=8,
-    test=16,
-    shard_clips=8,
-    clip_seconds=2.0,
-    pictures_per_digit=30,
-    unsafe_rate=0.4,
-    broken=0.125,
-)
-HELD = ("prepare", "cache", "embed")
-
-
-@dataclass(frozen=True)
-class World:
-    """A folder of runs with a data set, its tokens, a checkpoint and stores of split first.
-
-    Attributes:
-        victim: key of a clip that was trained on.
-        payload: name -> bytes that are of this clip alone.
-    """
-
-    runs: Path
-    data: Stage
-    cache: Stage
-    trained: Stage
-    pooled: Stage
-    fused: Stage
-    victim: str
-    payload: dict[str, bytes]
-
-    @property
-    def root(self) -> Path:
-        return self.runs / "stages"
-
-    @property
-    def id(self) -> bytes:
-        return sample_id(self.victim)
-
-    def stage(self, stage: Stage) -> Stage:
-        """One of the stages as it is now, every hash checked."""
-        return open_stage(self.root / stage.path.name)
-
-    def copy(self, runs: Path) -> World:
-        shutil.copytree(self.runs, runs)
-        return replace(self, runs=runs)
-
-
-def files_with(root: Path, payload: bytes) -> list[str]:
-    found = [path for path in root.rglob("*") if path.is_file() and payload in path.read_bytes()]
-    return [str(path.relative_to(root)) for path in found]
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file of the stages, without what differs between two equal takedowns."""
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.suffix != ".lock" and path.name != "tombstones.jsonl"
-    }
-
-
-@pytest.fixture(scope="session")
-def made(
-    tmp_path_factory: pytest.TempPathFactory,
-    stages: Path,
-    data: Stage,
-    source: CachedTokens,
-    whitened: Stage,
-    trained: Stage,
-) -> World:
-    pooled = embed_pooled(stages, source, EmbedConfig("first"))
-    fused = embed_fused(stages, source, trained, EmbedConfig("first"))
-    assert pooled is not None
-    assert fused is not None
-    runs = tmp_path_factory.mktemp("world") / "runs"
-    cache = source.cache.stage
-    bank = next(path for path in stages.glob("sources-*") if path.suffix == "")
-    for path in (bank, *(s.path for s in (data, cache, whitened, trained, pooled, fused))):
-        shutil.copytree(path, runs / "stages" / path.name)
-    # Neither the first nor the last of its shard, with sound and pictures.
-    rows = source.cache.rows.filter(pc.equal(source.cache.rows["shard"], "first-00001.tar"))
-    row = rows.to_pylist()[3]
-    assert row["audio_missing"] is None
-    tar = (data.path / row["shard"]).read_bytes()
-    members = tar_members(tar[row["offset"] : row["offset"] + row["size"]], row["key"])
-    payload = {"media": members["mp4"][200:1200]}
-    for name in ("image", "audio"):
-        start, length = row[f"{name}_start"], row[f"{name}_length"]
-        array = np.load(cache.path / f"first-00001.{name}.npy")
-        payload[f"{name} tokens"] = array[start : start + length].tobytes()
-    ids = sample_ids([row["key"]])
-    payload |= {
-        "pooled vector": Store.open(pooled.path).vectors(ids).tobytes(),
-        "fused vector": Store.open(fused.path).vectors(ids).tobytes(),
-    }
-    return World(runs, data, cache, trained, pooled, fused, row["key"], payload)
-
-
-@pytest.fixture
-def world(made: World, tmp_path: Path) -> World:
-    return made.copy(tmp_path / "runs")
+__all__ = ["made", "world"]
 
 
 def test_nothing_of_the_clip_remains_and_every_other_clip_does(world: World, made: World) -> None:
@@ -440,175 +330,6 @@ def test_the_same_labels_without_it_reuse_the_checkpoint(
     assert train(world.root, training).path.name == world.trained.path.name
 
 
-# ---- media that exist already
-
-
-@pytest.fixture
-def media(world: World, tmp_path: Path) -> Path:
-    """A folder with six films, `film-0.mp4` to `film-5.mp4`; no stage is left in the world."""
-    folder = tmp_path / "media"
-    folder.mkdir()
-    data = world.root / world.data.path.name
-    index = read_index(world.stage(world.data), ["pool"])
-    for row in index.to_pylist():
-        tar = (data / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
-        number = len(list(folder.iterdir()))
-        if number < 6 and row["video_codec"] and row["audio_codec"]:
-            film = tar_members(tar, row["key"])["mp4"]
-            (folder / f"film-{number}.mp4").write_bytes(film)
-    shutil.rmtree(world.root)  # the same films are in there
-    world.root.mkdir()
-    return folder
-
-
-def folder_config(media: Path, **changes: Any) -> IngestConfig:
-    values = {"source": "folder", "path": str(media), "reencode": False, "shard_clips": 3}
-    return IngestConfig("films", **{**values, **changes})
-
-
-def cached(world: World, prefix_on: Callable[..., Prefix], data: Stage) -> CachedTokens:
-    stage = cache_prefix(world.root, prefix_on(data))
-    assert stage is not None
-    return CachedTokens(PrefixCache(stage))
-
-
-def test_appending_does_not_bring_it_back_and_borrows_the_rest(
-    world: World, media: Path, prefix_on: Callable[..., Prefix], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = prepare(world.root, folder_config(media))
-    source = cached(world, prefix_on, old)
-    store = embed_pooled(world.root, source, EmbedConfig("pool"))
-    assert store is not None
-    other, key = read_index(old)["key"].to_pylist()[:2]
-    film = (media / f"{key}.mp4").read_bytes()[100:1100]
-    take_down(world.runs, [key], reason="x")
-    shutil.copy(media / f"{other}.mp4", media / "film-6.mp4")
-    grown = prepare(world.root, folder_config(media, extends=str(old.path)))
-    keys = read_index(grown)["key"].to_pylist()
-    assert sorted(keys) == sorted({f"film-{number}" for number in range(7)} - {key})
-    assert not files_with(world.root, film)
-
-    encoded: list[str] = []
-    encode = Prefix.encode
-
-    def counted(self: Prefix, shard: str, only: Any = None) -> Any:
-        encoded.append(shard)
-        return encode(self, shard, only)
-
-    monkeypatch.setattr(Prefix, "encode", counted)
-    tokens = cached(world, prefix_on, grown)
-    assert encoded == ["pool-00002"], "the parts of the old shards are lent"
-    assert sorted(tokens.index["key"].to_pylist()) == sorted(keys)
-    bigger = embed_pooled(world.root, tokens, EmbedConfig("pool"))
-    assert bigger is not None
-    for name in ("pool-00000.npy", "pool-00001.npy"):
-        assert (bigger.path / name).samefile(store.path / name)
-    # The same command again finds the same stage.
-    assert prepare(world.root, folder_config(media, extends=str(old.path))).path == grown.path
-
-
-def test_files_that_stages_shared_stay_shared(world: World, media: Path) -> None:
-    old = prepare(world.root, folder_config(media))
-    shutil.copy(media / "film-0.mp4", media / "film-6.mp4")
-    grown = prepare(world.root, folder_config(media, extends=str(old.path)))
-    key = read_index(old)["key"].to_pylist()[1]
-    take_down(world.runs, [key], reason="x")
-    for stage in (old, grown):
-        assert key not in read_index(open_stage(stage.path))["key"].to_pylist()
-    for name in old.files:
-        assert (old.path / name).samefile(grown.path / name)
-    again = prepare(world.root, folder_config(media, extends=str(old.path)))
-    assert again.reused
-    assert again.path == grown.path
-
-
-def test_force_bars_a_clip_that_is_yet_to_come(world: World, media: Path) -> None:
-    take_down(world.runs, ["film-2"], reason="x", force=True)
-    stage = prepare(world.root, folder_config(media))
-    assert stage.counts["pool.clips"] == 5
-    assert "film-2" not in read_index(stage)["key"].to_pylist()
-    assert not files_with(world.root, (media / "film-2.mp4").read_bytes()[100:1100])
-
-
-def in_place(place: str, **changes: Any) -> IngestConfig:
-    values = {"source": "shards", "path": place, "copy": False, "reencode": False}
-    return IngestConfig("elsewhere", **{**values, **changes})
-
-
-def test_a_shard_in_place_is_named_and_rewritten_when_asked(
-    world: World, media: Path, tmp_path: Path
-) -> None:
-    films = prepare(world.root, folder_config(media, shard_clips=6))
-    shard = tmp_path / "shards" / "a.tar"
-    shard.parent.mkdir()
-    shutil.copy(films.path / "pool-00000.tar", shard)
-    shutil.rmtree(films.path)
-    data = prepare(world.root, in_place(str(shard)))
-    before, bytes_before = read_index(data), shard.read_bytes()
-    take_down(world.runs, ["film-3"], reason="x")
-    assert "film-3" not in read_index(open_stage(data.path))["key"].to_pylist()
-    assert shard.read_bytes() == bytes_before
-    stones = list(read_tombstones(world.root).values())
-    assert [place.shard for place in stones[0].places] == [f"file://{shard}"]
-    found = take_down(world.runs, [])
-    assert "--rewrite-remote" in "".join(report(found, stones, dry_run=False))
-
-    assert take_down(world.runs, [], rewrite_remote=True).rewritten == 1
-    assert read_tombstones(world.root)["film-3"].places == ()
-    assert take_down(world.runs, [], rewrite_remote=True).rewritten == 0
-    assert [path.name for path in shard.parent.iterdir()] == ["a.tar"]
-    after = shard.read_bytes()
-    assert len(after) == len(bytes_before)
-    assert (media / "film-3.mp4").read_bytes()[100:1100] not in after
-    for row in before.to_pylist():
-        part = slice(row["offset"], row["offset"] + row["size"])
-        if row["key"] == "film-3":
-            with pytest.raises(BadClipError):
-                tar_members(after[part], row["key"])
-        else:
-            assert after[part] == bytes_before[part]
-    assert len(read_index(prepare(world.root, in_place(str(shard))))) == 5
-
-
-def test_a_shard_that_holds_something_else_is_never_written(
-    world: World, media: Path, tmp_path: Path
-) -> None:
-    films = prepare(world.root, folder_config(media, shard_clips=6))
-    shard = tmp_path / "a.tar"
-    shutil.copy(films.path / "pool-00000.tar", shard)
-    prepare(world.root, in_place(str(shard)))
-    take_down(world.runs, ["film-3"], reason="x")
-    other = bytes(reversed(shard.read_bytes()))
-    shard.write_bytes(other)
-    with pytest.raises(ValueError, match=r"a\.tar no longer holds the clip 'film-3'.*yourself"):
-        take_down(world.runs, [], rewrite_remote=True)
-    assert shard.read_bytes() == other
-
-
-def test_a_shard_in_a_store_is_rewritten(
-    world: World, media: Path, tmp_path: Path, s3: S3Server
-) -> None:
-    films = prepare(world.root, folder_config(media, shard_clips=6))
-    folder = tmp_path / "bucket"
-    folder.mkdir()
-    shutil.copy(films.path / "pool-00000.tar", folder / "a.tar")
-    s3.upload(folder, "taken-down")
-    options = s3.storage_options
-    data = prepare(world.root, in_place("s3://taken-down/a.tar", storage_options=options))
-    take_down(world.runs, ["film-3"], reason="x", rewrite_remote=True, storage=Storage(options))
-    body = s3.client().get_object(Bucket="taken-down", Key="a.tar")["Body"].read()
-    assert len(body) == (folder / "a.tar").stat().st_size
-    assert (media / "film-3.mp4").read_bytes()[100:1100] not in body
-    index = read_index(open_stage(data.path))
-    reader = RangeReader("", storage_options=options)
-    records = reader.read(*(index[name].to_pylist() for name in ("shard", "offset", "size")))
-    for key, record in zip(index["key"].to_pylist(), records, strict=True):
-        assert tar_members(record, key)["mp4"] == (media / f"{key}.mp4").read_bytes()
-
-
-# ---- the command
-
-
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["takedown", *arguments])
     takedown.main()
@@ -644,17 +365,3 @@ def test_other_stages_are_left_alone(world: World) -> None:
     assert {path: path.read_bytes() for path in other.path.iterdir()} == before
     training = pq.read_table(world.root / world.trained.path.name / "training_set.parquet")
     assert world.id in training["id"].to_pylist()
-    assert world.id in to_bytes(sample_ids([world.victim]))
-
-
-def test_a_lost_file_of_a_redacted_cache_is_made_again(
-    world: World, prefix_on: Callable[..., Prefix]
-) -> None:
-    take_down(world.runs, [world.victim], reason="x")
-    for name in ("first-00001.image.npy", "first-00001.rows.parquet"):
-        file = world.root / world.cache.path.name / name
-        whole = file.read_bytes()
-        file.unlink()
-        again = cached(world, prefix_on, world.stage(world.data))
-        assert again.cache.stage.path == file.parent
-        assert file.read_bytes() == whole

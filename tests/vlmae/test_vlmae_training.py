@@ -164,9 +164,7 @@ def test_labels_of_another_data_set_are_refused(
     table = labels_of("first", limit=3)
     ids = pa.array([sample_id(f"other-{n}") for n in range(3)], table["id"].type)
     foreign = table.set_column(0, "id", ids)
-    with pytest.raises(
-        ValueError, match=r"3 clips are neither in the cache"
-    ):
+    with pytest.raises(ValueError, match=r"3 clips are neither in the cache"):
         train_in(tmp_path, labelled=foreign)
     assert not [path for path in tmp_path.glob("train-*") if path.suffix != ".partial"]
 

@@ -112,15 +112,23 @@ class ClipLoader:
         if self._running is None:
             self._running = iter(self._loader())
         for _ in range(self.order.steps(self._consumed)):
-            made = next(self._running)
+            try:
+                made = next(self._running)
+            except BaseException:
+                self.close()  # it has moved on past the batch that failed, the cursor has not
+                raise
             self._consumed += self.order.world
             self._handed += 1
             yield made
         self._turn()
 
     def close(self) -> None:
-        """Let the workers go; iterating again starts new ones at the cursor."""
+        """End the workers; iterating again starts new ones at the cursor."""
+        # torch ends them when nothing refers to the iterator: after an error its traceback does.
+        end = getattr(self._running, "_shutdown_workers", None)
         self._running = None
+        if end is not None:
+            end()
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor: equal on all ranks, and for any number of workers."""
@@ -155,7 +163,7 @@ class ClipLoader:
             )
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
         self._handed = int(state["steps"])
-        self._running = None
+        self.close()
 
     def _turn(self) -> None:
         self._epoch, self._consumed, self._handed = self._epoch + 1, 0, 0

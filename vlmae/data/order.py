@@ -8,8 +8,8 @@ micro-batches of the epoch all ranks together have consumed, so that a run resum
 * with another number of ranks, because the micro-batches left are dealt anew: none is lost, none
   comes twice, apart from those that fill up the last step (contract of this module, tested).
 
-Clips with a weight come floor(weight) or ceil(weight) times an epoch, by systematic sampling: the
-number of draws is the same in every epoch.
+Clips with a weight come floor(weight) or ceil(weight) times an epoch, by systematic sampling of
+what is behind the point: the number of draws is the same in every epoch.
 
 Source: repeat factors as in Gupta et al. 2019 (LVIS, arXiv 1908.03195); systematic sampling is
 textbook.
@@ -92,7 +92,7 @@ class BatchOrder:
         self._weights = None if weights is None else np.asarray(weights, np.float64)
         self._lengths = lengths
         self._places = np.arange(clips, dtype=np.int64) if places is None else places
-        total = clips if self._weights is None else round(float(self._weights.sum()))
+        total = clips if self._weights is None else _draws(self._weights)
         if total < config.batch_size * world:
             raise ValueError(
                 f"{total} draws of {clips} clips cannot fill one step of {world} ranks with "
@@ -105,8 +105,11 @@ class BatchOrder:
         self._cached: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def steps(self, consumed: int = 0) -> int:
-        """Steps left in an epoch of which `consumed` micro-batches are consumed."""
-        left = self.micro_batches - consumed
+        """Steps left in an epoch of which `consumed` micro-batches are consumed.
+
+        More than there are may be consumed: those that filled up the last step of other ranks.
+        """
+        left = max(0, self.micro_batches - consumed)
         return left // self.world if self.config.remainder == "drop" else -(-left // self.world)
 
     def batch(self, epoch: int, number: int) -> Indices:
@@ -133,13 +136,17 @@ class BatchOrder:
         order = rng.permutation(self.clips)
         if self._weights is None:
             return order
-        # A comb of equal teeth over the weights laid end to end, in random order and with a random
-        # start: every clip is hit floor or ceil of its weight times.
-        ends = np.cumsum(self._weights[order])
-        teeth = (np.arange(self.draws) + rng.random()) * (ends[-1] / self.draws)
-        drawn: Indices = order[
-            np.minimum(np.searchsorted(ends, teeth, side="right"), len(ends) - 1)
-        ]
+        whole = np.floor(self._weights[order]).astype(np.int64)
+        drawn: Indices = np.repeat(order, whole)
+        more, start = self.draws - len(drawn), rng.random()
+        if more:
+            # A comb over the fractions laid end to end, in random order and with a random start.
+            # Its teeth are at least 1 apart, so that no clip is hit twice.
+            fractions = self._weights[order] - whole
+            order, ends = order[fractions > 0], np.cumsum(fractions[fractions > 0])
+            teeth = (np.arange(more) + start) * (ends[-1] / more)
+            hit = np.minimum(np.searchsorted(ends, teeth, side="right"), len(ends) - 1)
+            drawn = np.concatenate([drawn, order[hit]])
         return rng.permutation(drawn)
 
     def _runs(self, drawn: Indices, rng: np.random.Generator) -> Indices:
@@ -165,3 +172,10 @@ class BatchOrder:
             batches = piece.reshape(-1, self.config.batch_size)
             pieces.append(batches[rng.permutation(len(batches))].reshape(-1))
         return np.concatenate(pieces)
+
+
+def _draws(weights: npt.NDArray[np.float64]) -> int:
+    """Draws in every epoch: the sum of the weights without its fraction."""
+    whole = np.floor(weights)
+    # Ten times 0.1 is 1 - 1e-16.
+    return int(whole.sum()) + int((weights - whole).sum() + 1e-6)
