@@ -27,6 +27,7 @@ from vlmae.checkpoint import load_checkpoint
 from vlmae.data.prefix_cache import require_few_skipped
 from vlmae.data.token_source import TokenSource
 from vlmae.data.token_table import Rows, TokenTable, frozen_tokens, widths
+from vlmae.part_keys import embed_key
 from vlmae.prediction import Predictions, predict, prediction_columns
 from vlmae.towers import build_suffix, build_towers
 from vlmae.training import CHECKPOINT
@@ -179,7 +180,7 @@ def _embed(
                 shard,
                 (*part_files(shard), f"{shard}.quarantine.parquet"),
                 partial(make, shard),
-                key=fingerprint([REVISION, hashed, inputs, shard, source.shard_key(shard)]),
+                key=embed_key(hashed, inputs, source.shard_key(shard), shard, REVISION),
             )
             for shard in shards
         ],

@@ -1,8 +1,8 @@
-"""The keys under which parts of caches and stores are lent, after their shards changed.
+"""The keys under which parts of caches and stores are lent (`lsb.artifact.Part.key`).
 
-`vlmae.data.prefix_cache` and `vlmae.embedding` key a part by the hashes of the shard it was made
-from. When clips are taken out of a shard, its hashes change; a cache's part without these clips is
-what the changed shard gives, so it must bear the key that will be asked for.
+A part is keyed by the hashes of the shard it was made from. When clips are taken out of a shard,
+its hashes change; a cache's part without these clips is what the changed shard gives, so it must
+bear the key that will be asked for (`new_key`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,42 @@ from vlmae.data.index import INDEX_ENDING
 
 Manifest = Mapping[str, Any]
 SOURCES = ("data", "prefix", "cache")
+
+
+def shard_key(
+    part: str, files: Mapping[str, Mapping[str, Any]], prefix: Mapping[str, Any], revision: int
+) -> str:
+    """Hash of what determines the frozen tokens of one shard.
+
+    Args:
+        part: name of the shard.
+        files: name -> record of each of its files in the manifest of the data set.
+        prefix: weights, decode policy, threads: `vlmae.data.prefix_cache.Prefix.key`.
+        revision: of the cache's code.
+    """
+    hashes = {name.removeprefix(part): told["sha256"] for name, told in files.items()}
+    kept = {end: hashes[end] for end in (".tar", INDEX_ENDING) if end in hashes}
+    return fingerprint([revision, dict(prefix), kept])
+
+
+def cache_key(shard: str, dtype: str, part: str) -> str:
+    """Key of one part of a cache, by the `shard_key` of its shard and how tokens are kept."""
+    return fingerprint([shard, dtype, part])
+
+
+def embed_key(
+    hashed: Mapping[str, Any], inputs: Mapping[str, str], tokens: str, part: str, revision: int
+) -> str:
+    """Key of one part of a store.
+
+    Args:
+        hashed: the stage's config without its split.
+        inputs: its inputs besides the source of the tokens.
+        tokens: key of the shard's tokens, `vlmae.data.token_source.TokenSource.shard_key`.
+        part: name of the shard.
+        revision: of the embedding's code.
+    """
+    return fingerprint([revision, dict(hashed), dict(inputs), part, tokens])
 
 
 def new_key(manifest: Manifest, part: str, made: Mapping[str, Sequence[Manifest]]) -> str | None:
@@ -41,16 +77,13 @@ def new_key(manifest: Manifest, part: str, made: Mapping[str, Sequence[Manifest]
 
 
 def _cache_key(manifest: Manifest, part: str, shard: Mapping[str, Any]) -> str:
-    """As `vlmae.data.prefix_cache` makes it."""
-    config, revision = manifest["config"], manifest["code"]["revision"]
-    key = {name: value for name, value in config.items() if name not in ("dtype", "towers")}
-    files = {name.removeprefix(part): told["sha256"] for name, told in shard["files"].items()}
-    kept = {end: files[end] for end in (".tar", INDEX_ENDING) if end in files}
-    return fingerprint([fingerprint([revision, key, kept]), config["dtype"], part])
+    config = manifest["config"]
+    prefix = {name: value for name, value in config.items() if name not in ("dtype", "towers")}
+    made_of = shard_key(part, shard["files"], prefix, manifest["code"]["revision"])
+    return cache_key(made_of, config["dtype"], part)
 
 
 def _embed_key(manifest: Manifest, part: str, tokens: Mapping[str, Any]) -> str:
-    """As `vlmae.embedding` makes it."""
     hashed = {name: value for name, value in manifest["config"].items() if name != "split"}
     inputs = {name: value for name, value in manifest["inputs"].items() if name not in SOURCES}
-    return fingerprint([manifest["code"]["revision"], hashed, inputs, part, tokens["key"]])
+    return embed_key(hashed, inputs, tokens["key"], part, manifest["code"]["revision"])

@@ -84,17 +84,17 @@ def test_resumed_at_every_step_with_any_workers_it_gives_what_was_left(workers: 
     options: dict[str, Any] = {"batch_size": 6, "weighted": True}
     expected = states_of(loader(world=2, **options))
     assert len(expected) == 6
-    for rank in (0, 1):
-        whole = epochs_of(loader(world=2, rank=rank, **options), EPOCHS + 1)
-        states = states_of(loader(world=2, rank=rank, workers=workers, **options))
-        assert states == expected, "whatever rank and workers"
-        for step, state in enumerate(states):
-            owed = [whole[0][step:], *whole[1:]] if step < len(whole[0]) else whole[1:]
-            # Over all cases of this test every step meets every number of workers.
-            for other in {0, *(w for w in (1, 2, 3, 4) if (w + step) % 5 == workers)}:
-                again = loader(world=2, rank=rank, workers=other, prefetch=3, **options)
-                again.load_state_dict(state)
-                assert epochs_of(again) == owed[:EPOCHS]
+    rank = workers % 2
+    whole = epochs_of(loader(world=2, rank=rank, **options), EPOCHS + 1)
+    states = states_of(loader(world=2, rank=rank, workers=workers, **options))
+    assert states == expected, "whatever rank and workers"
+    for step, state in enumerate(states):
+        owed = [whole[0][step:], *whole[1:]] if step < len(whole[0]) else whole[1:]
+        # Over all cases of this test every step meets every number of workers.
+        for other in {0, *(w for w in (1, 2, 3, 4) if (w + step) % 5 == workers)}:
+            again = loader(world=2, rank=rank, workers=other, prefetch=3, **options)
+            again.load_state_dict(state)
+            assert epochs_of(again) == owed[:EPOCHS]
 
 
 def test_resumed_in_a_later_epoch_it_gives_what_was_left() -> None:
@@ -248,11 +248,13 @@ def test_a_batch_that_failed_is_not_stepped_over(workers: int) -> None:
     bad = next(clip for clip in whole[step].clips if all(clip not in b.clips for b in whole[:step]))
     made = loader(workers=workers, bad=bad)
     drawn = []
+    before = set(multiprocessing.active_children())
     for _ in range(2):
         with pytest.raises(OSError, match=f"clip {bad} cannot be read"):
             drawn += made
         assert made.state_dict()["consumed"] == step
-        assert not multiprocessing.active_children(), "though the error still refers to them"
+        children = set(multiprocessing.active_children())
+        assert children <= before, "they end though the error still refers to them"
     made.source = Numbers()
     drawn += made
     assert drawn == whole

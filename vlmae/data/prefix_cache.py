@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from lsb.artifact import (
     OnPart,
     Part,
     Stage,
-    fingerprint,
     open_stage,
     stage_directory,
     work_on_stage,
@@ -45,6 +44,7 @@ from vlmae.data.decode import DecodePolicy
 from vlmae.data.encode import EncodedShard, encode_shard
 from vlmae.data.index import INDEX_ENDING
 from vlmae.data.token_table import Rows, Streams, TokenCodec, pad_spans, widths
+from vlmae.part_keys import cache_key, shard_key
 from vlmae.tokens import Tokens
 from vlmae.towers import build_towers
 
@@ -119,6 +119,11 @@ class Prefix:
 
     def key(self) -> dict[str, Any]:
         """What determines the tokens of a clip: weights, decode policy, threads."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> dict[str, Any]:
+        # Once: it hashes all weights, and every shard's key asks for it.
         towers = build_towers(self.vl, self.audio)
         return {
             "decode": self.policy.hashed(),
@@ -131,9 +136,7 @@ class Prefix:
     def shard_key(self, shard: str) -> str:
         """Hash of what determines the tokens of one shard."""
         files = self.data.manifest["parts"][shard]["files"]
-        media = {name.removeprefix(shard): entry["sha256"] for name, entry in files.items()}
-        kept = {end: media[end] for end in (".tar", INDEX_ENDING) if end in media}
-        return fingerprint([REVISION, self.key(), kept])
+        return shard_key(shard, files, self.key(), REVISION)
 
 
 def cache_prefix(
@@ -209,7 +212,7 @@ def _spec(prefix: Prefix) -> dict[str, Any]:
                 f"{shard}.quarantine.parquet",
             ),
             partial(_cache_shard, prefix, shard),
-            key=fingerprint([prefix.shard_key(shard), codec.dtype, shard]),
+            key=cache_key(prefix.shard_key(shard), codec.dtype, shard),
         )
         for shard in prefix.shards
     ]
