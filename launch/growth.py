@@ -28,11 +28,10 @@ from lsb.artifact import Counts, Part, Stage, run_stage
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
 from lsb.selection import CHOSEN
-from vlmae.checkpoint import load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.tombstones import without_tombstones
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused
 from vlmae.evaluation import read_metrics
-from vlmae.training import CHECKPOINT
 
 FIRST_ROUND = 0
 LABELLING = "oracle"

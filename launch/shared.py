@@ -13,10 +13,10 @@ from lsb.artifact import Stage
 from lsb.labelled import LABEL
 from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
 from vlmae.data.prepare import prepare, read_truth
-from vlmae.data.token_source import CachedTokens
+from vlmae.data.token_source import CachedTokens, in_source
 from vlmae.data.whitening import whiten
 from vlmae.evaluation import evaluate
-from vlmae.training import Training, in_source, train
+from vlmae.training import Training, train
 
 Say = Callable[[str], None]
 

@@ -35,7 +35,7 @@ def test_a_quick_run_prints_tables_of_80_columns_and_keeps_every_row(tmp_path: P
     lines = [line for line in ended.stdout.splitlines() if str(tmp_path) not in line]
     assert not [line for line in lines if len(line) > 80], "wider than 80 columns"
     report = json.loads((tmp_path / "bench/data-quick.json").read_text())
-    assert {row["benchmark"] for row in report["rows"]} == {"decode", "loader"}
+    assert {row["benchmark"] for row in report["rows"]} == {"decode", "loader", "tokens"}
     compared = [row for row in report["rows"] if row["ratio"] is not None]
     for row in compared:
         peers = [r for r in compared if r["case"] == row["case"] and r["what"] == row["peer"]]

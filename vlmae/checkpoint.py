@@ -21,6 +21,8 @@ from lsb.artifact import canonical, file_sha256
 from vlmae.model import VlmaeModel
 from vlmae.towers import build_suffix, build_towers
 
+CHECKPOINT = "checkpoint.safetensors"
+"""Name of the file in a train stage."""
 FORMAT = "vlmae-checkpoint"
 VERSION = 2
 

@@ -23,14 +23,13 @@ from lsb import ids as sample_ids
 from lsb.artifact import Counts, OnPart, Part, Stage, fingerprint, work_on_stage
 from lsb.ids import IdArray
 from lsb.store import DTYPES, ROW_FIELDS, part_files, write_part
-from vlmae.checkpoint import load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.prefix_cache import require_few_skipped
-from vlmae.data.token_source import TokenSource
+from vlmae.data.token_source import TokenSource, in_source
 from vlmae.data.token_table import Rows, TokenTable, frozen_tokens, widths
 from vlmae.part_keys import embed_key
 from vlmae.prediction import Predictions, predict, prediction_columns
 from vlmae.towers import build_suffix, build_towers
-from vlmae.training import CHECKPOINT
 
 REVISION = 2
 CLIPS_AT_A_TIME = 64
@@ -144,6 +143,8 @@ def embed_fused(
             checkpoint was trained on other towers.
     """
     scoring = scoring or Scoring()
+    if scoring.only is not None:  # an unknown clip is refused, not left out
+        in_source(pa.table({"id": sample_ids.to_arrow(scoring.only)}), source)
     settings = {
         "inputs": scoring.inputs,
         "seed": scoring.seed,

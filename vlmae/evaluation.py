@@ -14,14 +14,13 @@ import torch
 
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, read_json, run_stage, write_json
-from vlmae.checkpoint import load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.batches import INPUTS
 from vlmae.data.labels import label_matrix, labels_fingerprint
-from vlmae.data.token_source import TokenSource
+from vlmae.data.token_source import TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
 from vlmae.metrics import bootstrap, operating_point
 from vlmae.prediction import predict_clips, prediction_columns
-from vlmae.training import CHECKPOINT, in_source
 
 
 @dataclass(frozen=True)

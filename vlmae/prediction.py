@@ -97,7 +97,7 @@ def predict(
                 values = samples if name == "dropout_logits" else getattr(output, name)
                 column.append(values.float().cpu().numpy())
     if not len(clips):
-        return _no_predictions(model)
+        return _no_predictions(model, dropout_samples)
     return Predictions(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
@@ -158,10 +158,11 @@ def prediction_columns(table: pa.Table, tasks: Sequence[str], predictions: Predi
     return table
 
 
-def _no_predictions(model: VlmaeModel) -> Predictions:
+def _no_predictions(model: VlmaeModel, dropout_samples: int = 0) -> Predictions:
     logits = np.zeros((0, len(model.tasks)), np.float32)
     embedding = np.zeros((0, model.fusion.embedding_width), np.float32)
-    return Predictions(logits, logits, logits, embedding, logits[..., None][..., :0])
+    samples = np.zeros((0, len(model.tasks), dropout_samples), np.float32)
+    return Predictions(logits, logits, logits, embedding, samples)
 
 
 def _only_dropout(model: torch.nn.Module) -> None:

@@ -48,10 +48,11 @@ class Ranks:
         """As the launcher says.
 
         Raises:
-            ValueError: some of the variables are set and others are not.
+            ValueError: some of the variables are set and others are not, or they contradict each
+                other.
         """
-        size = int(os.environ.get("WORLD_SIZE", 1))
-        if size == 1:
+        size, rank = (_number(name, default) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+        if size == 1 and rank == 0:
             return cls()
         needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         absent = [name for name in needed if name not in os.environ]
@@ -60,8 +61,14 @@ class Ranks:
                 f"WORLD_SIZE is {size}, and {', '.join(absent)} is not set: start every rank with "
                 "torchrun or srun, or unset WORLD_SIZE"
             )
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        return cls(int(os.environ["RANK"]), size, local)
+        local = _number("LOCAL_WORLD_SIZE", size)
+        if not 0 <= rank < size or local < 1 or size % local:
+            raise ValueError(
+                f"RANK is {rank}, WORLD_SIZE {size}, LOCAL_WORLD_SIZE {local}: ranks count from 0 "
+                "to WORLD_SIZE - 1, equally many on every machine; start them with torchrun or "
+                "srun, or unset these variables"
+            )
+        return cls(rank, size, local)
 
     @property
     def first(self) -> bool:
@@ -142,6 +149,13 @@ class Ranks:
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         told: tuple[str, str] = box[0]
         return told
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ValueError(f"{name} is {value!r}: give a whole number, or unset it")
+    return int(value)
 
 
 def _nothing(output: Path) -> Counts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from hydra.utils import instantiate
@@ -65,7 +65,14 @@ class Towers(nn.Module):
         return Suffix({**self.vl.suffix_modules(), **self.audio.suffix_modules()})
 
     def identities(self) -> dict[str, dict[str, Any]]:
-        """Frozen identity of each tower, for manifests and checkpoints."""
+        """Frozen identity of each tower, for manifests and checkpoints.
+
+        Computed once: it hashes all weights, and nothing in here ever trains.
+        """
+        return copy.deepcopy(self._identities)
+
+    @cached_property
+    def _identities(self) -> dict[str, dict[str, Any]]:
         return {"vl": self.vl.identity().as_dict(), "audio": self.audio.identity().as_dict()}
 
 

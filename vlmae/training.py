@@ -24,13 +24,13 @@ from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, run_stage, scratch
 from lsb.ids import IdArray
 from vlmae.callbacks import History, Quarantine, SaveForResume, Trace, write_history
-from vlmae.checkpoint import build_model, save_checkpoint
+from vlmae.checkpoint import CHECKPOINT, build_model, save_checkpoint
 from vlmae.data.batches import INPUTS, CachedClips, LiveClips
 from vlmae.data.encode import QUARANTINE_SCHEMA
 from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint, with_weights
 from vlmae.data.loader import ClipLoader, LoaderConfig
 from vlmae.data.order import BatchOrder
-from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, require_known
+from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
 from vlmae.data.whitening import read_whitening
 from vlmae.metrics import choose_threshold
@@ -40,7 +40,6 @@ from vlmae.prediction import predict_clips, prediction_columns
 from vlmae.ranks import Ranks
 from vlmae.towers import build_towers
 
-CHECKPOINT = "checkpoint.safetensors"
 QUARANTINE = "quarantine.parquet"
 FILES = (CHECKPOINT, "training_set.parquet", "validation.parquet", QUARANTINE, "history.csv")
 PLACE = ("split", "shard", "offset", "size", "duration_s")
@@ -181,23 +180,6 @@ def train(root: Path, training: Training) -> Stage:
         return _fit(training, weighted, output)
 
     return training.ranks.all(make, fit)
-
-
-def in_source(table: pa.Table, source: TokenSource) -> pa.Table:
-    """The rows of a label table whose clips a source has, in id order.
-
-    A cache knows which clips cannot be decoded and leaves them out; live, nobody knows yet.
-
-    Raises:
-        ValueError: a clip is not in the data set.
-    """
-    ids = sample_ids.from_arrow(table["id"])
-    order = np.argsort(ids, kind="stable")
-    if isinstance(source, CachedTokens):
-        order = order[source.cache.rows_of(ids[order]) >= 0]
-    else:
-        require_known(source.index, ids)
-    return table.take(order)
 
 
 def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:

@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = load(kept)
         if report is None:
             parser.error(f"there is no {kept}: run python -m benchmarks.data first")
+        if not options.document.is_file():
+            parser.error(f"there is no {options.document}: run this in the checkout")
         write_document(options.document, "data", report)
         print(f"tables of {kept} written into {options.document}")
         return 0

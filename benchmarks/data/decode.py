@@ -49,7 +49,7 @@ def run(bench: Bench) -> list[Table]:
                 name: partial(_all, decode, clips, positions) for name, decode in decoders.items()
             }
             _compare(decoders, clips[0], positions, furthest)
-            turns = bench.time(paths, 7)
+            turns = bench.time(paths, 5)
             rows += costs(NAME, f"{title}, {frames} frames", turns, PEER, "ms", 1000.0)
     agreement = ", ".join(f"{name} {value:.1f}" for name, value in furthest.items())
     policy = DecodePolicy(2).resolved()

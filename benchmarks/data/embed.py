@@ -18,13 +18,12 @@ from benchmarks.report import number, package_version
 from lsb import ids as sample_ids
 from lsb.artifact import Stage
 from lsb.store import Store
-from vlmae.checkpoint import load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.decode import Clip, decode_sample
 from vlmae.data.token_source import LiveTokens, TokenSource
 from vlmae.embedding import EmbedConfig, embed_fused, embed_pooled
 from vlmae.model import Output
 from vlmae.tokens import Tokens, pad
-from vlmae.training import CHECKPOINT
 
 NAME = "embed"
 PEER = "naive loop"
@@ -50,7 +49,7 @@ def run(bench: Bench) -> list[Table]:
         elif kind == "fused":
             paths["from media, 1 process"] = partial(ours, "media", live, 1)
         paths["from the cache, 1 process"] = partial(ours, "cache", cached, 1)
-        turns = bench.time(paths, 3, warm=False)
+        turns = bench.time(paths, 2, warm=False)
         rows += rates(NAME, kind, turns, PEER, "clips/s")
         for name, stage in stages.items():
             notes.append(f"{kind} from {name}: {_distance(stage, found)}.")

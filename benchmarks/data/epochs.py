@@ -22,7 +22,7 @@ from benchmarks.data.bench import Bench, finished
 from benchmarks.measure import Row, Table, Timing, clocked, rates
 from benchmarks.report import number
 from lsb import ids as sample_ids
-from vlmae.checkpoint import build_model, load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, build_model, load_checkpoint
 from vlmae.data.batches import CachedClips, LiveClips
 from vlmae.data.decode import DecodePolicy, why_torchcodec_fails
 from vlmae.data.loader import ClipLoader
@@ -33,7 +33,6 @@ from vlmae.data.whitening import read_whitening
 from vlmae.module import VlmaeModule
 from vlmae.objectives import MultiTaskBinary
 from vlmae.prediction import Predictions, predict_clips
-from vlmae.training import CHECKPOINT
 
 NAME = "epochs"
 TOLERANCE = 2e-3
@@ -62,7 +61,7 @@ def run(bench: Bench) -> list[Table]:
     probe = labelled.slice(0, 8 if bench.quick else 96)
     paths = {str(one): partial(_live, bench, probe, one) for one in _settings(bench)}
     _live(bench, probe.slice(0, 8), _settings(bench)[0])  # what is made once: cache, whitening
-    turns = bench.time(paths, 2, warm=False)
+    turns = bench.time(paths, 1, warm=False)
     tried = rates(NAME, "", turns, str(_settings(bench)[0]), "clips/s")
     fastest = max(tried, key=lambda row: row.value)
     best = next(one for one in _settings(bench) if str(one) == fastest.what)
@@ -115,8 +114,9 @@ def run(bench: Bench) -> list[Table]:
                 f"At least {WANTED} times as fast as the fastest live epoch: {verdict} "
                 f"({number(cached.ratio or 0.0)}x).",
                 search,
-                "paid for itself after: seconds to build / (live epoch - cached epoch). Whitening, "
-                "evaluation and embedding read the same cache and are not counted.",
+                "paid for itself after: seconds to build, start of processes included, / (live "
+                "epoch - cached epoch). For 6,000 clips the seconds are scaled, not measured. "
+                "Whitening, evaluation and embedding read the same cache and are not counted.",
                 _agreement(bench, labelled),
             ],
         )

@@ -80,7 +80,7 @@ def run(bench: Bench) -> list[Table]:
             rows,
             [
                 "peak: VmHWM, with the imports, the towers, and mapped pages of the cache that "
-                "are resident. own: the largest anonymous memory at the end of the work "
+                "are resident. own: anonymous memory at the end of the work "
                 "(RssAnon). wall s and CPU s are of the work, without imports.",
             ],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ NAME = "workers"
 
 def run(bench: Bench) -> list[Table]:
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     rows: list[Row] = []
     policy = bench.settings.decode.resolved()
     source = live(bench, policy)
@@ -32,7 +34,7 @@ def run(bench: Bench) -> list[Table]:
         f"{count} processes": partial(_build, bench, count, fresh)
         for count in ((1,) if bench.quick else (1, 2))
     }
-    turns = bench.time(builds, 3, warm=False)
+    turns = bench.time(builds, 2, warm=False)
     rows += rates(NAME, "building the cache", turns, "1 processes", "clips/s")
     return [
         Table(

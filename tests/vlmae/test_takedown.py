@@ -23,7 +23,7 @@ from takedown_world import DATA, HELD, World, files_with, made, tree, world
 from lsb.artifact import Part, Stage, open_stage, run_stage
 from lsb.store import Store
 from vlmae import takedown
-from vlmae.checkpoint import load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.index import read_index
 from vlmae.data.prefix_cache import PrefixCache
 from vlmae.data.prepare import prepare, read_truth
@@ -34,7 +34,7 @@ from vlmae.data.tombstones import read_tombstones, without_tombstones
 from vlmae.evaluation import EvaluateConfig, evaluate
 from vlmae.module import OptimizerConfig
 from vlmae.takedown import report, take_down
-from vlmae.training import CHECKPOINT, TrainConfig, Training, train
+from vlmae.training import TrainConfig, Training, train
 
 __all__ = ["made", "world"]
 

@@ -16,7 +16,7 @@ from lsb.artifact import Stage
 from lsb.ids import from_arrow
 from lsb.labelled import LABEL
 from lsb.store import Store
-from vlmae.checkpoint import build_model, load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, build_model, load_checkpoint
 from vlmae.data.prefix_cache import PrefixCache
 from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import read_whitening
@@ -24,7 +24,6 @@ from vlmae.embedding import EmbedConfig, embed_fused
 from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics
 from vlmae.metrics import average_precision, operating_point, recall_at_precision
 from vlmae.prediction import predict
-from vlmae.training import CHECKPOINT
 
 LabelTable = Callable[..., pa.Table]
 TASKS = ["relevance", "unsafe"]

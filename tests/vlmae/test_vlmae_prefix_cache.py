@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hydra.utils import instantiate
 from token_values import tokens_of
 
 from lsb.artifact import Stage
@@ -188,8 +189,14 @@ def test_other_weights_frames_or_data_are_another_stage(
     other = make_data(tmp_path, {"pool-0": [("y", good)]})
     stages.append(made(tmp_path, prefix_on(other)))
     monkeypatch.setattr("vlmae.backbones.audio.weights_sha256", lambda *modules: "0" * 64)
+    monkeypatch.setattr("vlmae.data.prefix_cache.build_towers", build_towers_anew)
     stages.append(made(tmp_path, prefix_on(data)))
     assert len({stage.path for stage in stages}) == len(stages)
+
+
+def build_towers_anew(vl: dict[str, Any], audio: dict[str, Any]) -> Towers:
+    """Not those that the process has loaded already, whose identities are known."""
+    return Towers(instantiate(vl), instantiate(audio))
 
 
 def with_shard(data: Stage, root: Path, change: Callable[[bytes], bytes]) -> Stage:

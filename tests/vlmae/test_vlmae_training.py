@@ -20,19 +20,19 @@ from safetensors.torch import save_file
 from lsb.artifact import Stage, file_sha256
 from lsb.ids import from_arrow, sample_id
 from lsb.labelled import LABEL
-from vlmae.checkpoint import build_model, load_checkpoint, save_checkpoint
+from vlmae.checkpoint import CHECKPOINT, build_model, load_checkpoint, save_checkpoint
 from vlmae.data.batches import CachedClips
 from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.loader import ClipLoader
 from vlmae.data.order import BatchOrder, OrderConfig
 from vlmae.data.prefix_cache import PrefixCache
-from vlmae.data.token_source import CachedTokens
+from vlmae.data.token_source import CachedTokens, in_source
 from vlmae.data.whitening import read_whitening
 from vlmae.metrics import choose_threshold
 from vlmae.module import OptimizerConfig, VlmaeModule
 from vlmae.objectives import MultiTaskBinary
 from vlmae.prediction import predict
-from vlmae.training import CHECKPOINT, TrainConfig, in_source
+from vlmae.training import TrainConfig
 
 TrainIn = Callable[..., Stage]
 LabelTable = Callable[..., pa.Table]

@@ -91,8 +91,14 @@ class CachedTokens:
         self.index: pa.Table = cache.rows
 
     def shards_of(self, split: str) -> list[str]:
-        """See `TokenSource`."""
-        return self.cache.shards_of(split)
+        """See `TokenSource`; a shard without any usable clip has its split in its name alone."""
+        held = set(self.cache.shards_of(split))
+        return [
+            name
+            for name in self.cache.stage.manifest["parts"]
+            if name in held
+            or (name.rsplit("-", 1)[0] == split and not len(self.cache.rows_of_shard(name)))
+        ]
 
     def shard_key(self, shard: str) -> str:
         """See `TokenSource`."""
@@ -176,6 +182,23 @@ def require_known(index: pa.Table, ids: IdArray) -> None:
             f"{sample_ids.to_hex(unknown[:1])[0]}: use labels of this data set; a clip may also "
             "have been taken down"
         )
+
+
+def in_source(table: pa.Table, source: TokenSource) -> pa.Table:
+    """The rows of a label table whose clips a source has, in id order.
+
+    A cache knows which clips cannot be decoded and leaves them out; live, nobody knows yet.
+
+    Raises:
+        ValueError: a clip is not in the data set.
+    """
+    ids = sample_ids.from_arrow(table["id"])
+    order = np.argsort(ids, kind="stable")
+    if isinstance(source, CachedTokens):
+        order = order[source.cache.rows_of(ids[order]) >= 0]
+    else:
+        require_known(source.index, ids)
+    return table.take(order)
 
 
 def open_source(root: Path, prefix: Prefix, say: Say) -> TokenSource:

@@ -58,11 +58,13 @@ def frozen_tokens(table: TokenTable, rows: Rows, suffix: nn.Module | None) -> di
     Args:
         table: of tokens at the cut.
         rows: (B,) row numbers.
-        suffix: what lies behind the cut (`vlmae.towers.build_suffix`), or None.
+        suffix: what lies behind the cut (`vlmae.towers.build_suffix`), or None; in any mode, left
+            in evaluation mode, since it may have dropout.
     """
     streams = {name: table.batch(rows, name).float() for name in widths(table.streams)}
     if suffix is None:
         return streams
+    suffix.eval()
     with torch.inference_mode():
         behind: dict[str, Tokens] = suffix(streams)
     return behind
@@ -108,7 +110,7 @@ class TokenCodec:
             steps = torch.where(scale > 0, scale.float(), 1.0)[:, None]
             kept = torch.round(values / steps).clamp(-127, 127).to(torch.int8).numpy()
             arrays = {"tokens": kept, "scale": scale.numpy()}
-            held = scale.float()
+            held = self.decode(arrays)
         elif self.dtype == "bfloat16":
             held = values.to(torch.bfloat16)
             arrays = {"tokens": held.view(torch.uint16).numpy()}

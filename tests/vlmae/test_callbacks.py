@@ -1,0 +1,196 @@
+"""Beside the steps: history and quarantine survive a kill, traces tell what was trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lsb.artifact import Stage
+from lsb.ids import sample_ids, to_hex
+from vlmae.callbacks import History, Quarantine, SaveForResume, Trace, write_history
+from vlmae.data.batches import Batch, ClipBatch
+from vlmae.data.decode import BadClipError
+from vlmae.data.loader import LoaderConfig
+from vlmae.module import VlmaeModule
+from vlmae.training import TrainConfig
+
+TrainIn = Callable[..., Stage]
+LOSSES = {(epoch, step): 1 / (1 + epoch + 0.1 * step) for epoch in range(3) for step in range(4)}
+
+
+def trainer(epoch: int = 0, rank: int = 0, **more: Any) -> Any:
+    return SimpleNamespace(current_epoch=epoch, global_rank=rank, **more)
+
+
+def clips(*keys: str, bad: dict[str, str] | None = None) -> ClipBatch:
+    errors = [BadClipError(key, why, f"detail of {key}") for key, why in (bad or {}).items()]
+    return ClipBatch((), torch.zeros(len(keys), 1), sample_ids(list(keys)), errors)
+
+
+def train_on(history: History, steps: list[tuple[int, int]]) -> None:
+    for epoch, step in steps:
+        outputs = {"fused": torch.tensor(LOSSES[epoch, step]), "loss": torch.tensor(9.0)}
+        history.on_train_batch_end(trainer(epoch), None, outputs, None, step)  # type: ignore[arg-type]
+
+
+def resumed(callback: Any, state: Any) -> Any:
+    callback.load_state_dict(json.loads(json.dumps(state)))
+    return callback
+
+
+def test_history_is_the_mean_loss_of_every_epoch_wherever_it_was_resumed() -> None:
+    steps = sorted(LOSSES)
+    whole = History()
+    train_on(whole, steps)
+    expected = [np.mean([LOSSES[epoch, step] for step in range(4)]) for epoch in range(3)]
+    np.testing.assert_allclose(whole.losses(), expected, rtol=1e-6)
+    for stop in range(len(steps) + 1):
+        killed = History()
+        train_on(killed, steps[:stop])
+        state = killed.state_dict()
+        train_on(killed, steps[stop : stop + 2])  # after the last save: done again
+        again = resumed(History(), state)
+        train_on(again, steps[stop:])
+        assert again.losses() == whole.losses()
+    assert History().losses() == []
+
+
+def test_history_file(tmp_path: Path) -> None:
+    write_history(tmp_path / "history.csv", [0.5, 0.25])
+    with open(tmp_path / "history.csv", encoding="utf-8", newline="") as stream:
+        assert list(csv.reader(stream)) == [["epoch", "loss"], ["0", "0.5"], ["1", "0.25"]]
+
+
+def bad_clips(quarantine: Quarantine, *batches: Any) -> Quarantine:
+    for number, batch in enumerate(batches):
+        quarantine.on_train_batch_start(trainer(), None, batch, number)  # type: ignore[arg-type]
+    return quarantine
+
+
+def test_quarantine_lists_each_clip_once_by_key() -> None:
+    batches = [
+        clips("a", "d", bad={"d": "empty file"}),
+        clips("b"),
+        Batch({}, torch.zeros(1, 1), sample_ids(["cached"])),
+        clips("d", "c", bad={"d": "empty file", "c": "truncated file"}),
+    ]
+    table = bad_clips(Quarantine(10, 0.2), *batches).table()
+    assert table.column_names == ["id", "key", "reason", "detail"]
+    assert table["key"].to_pylist() == ["c", "d"]
+    assert table["reason"].to_pylist() == ["truncated file", "empty file"]
+    assert table["detail"].to_pylist() == ["detail of c", "detail of d"]
+    assert table["id"].to_pylist() == [bytes.fromhex(i) for i in to_hex(sample_ids(["c", "d"]))]
+    assert Quarantine(10, 0.2).table().schema.equals(table.schema)
+
+
+def test_more_bad_clips_than_the_limit_stop_the_training_with_counts_by_reason() -> None:
+    first = clips("a", "b", bad={"a": "empty file", "b": "truncated file"})
+    message = (
+        r"3 of 10 clips cannot be decoded \(\{'empty file': 2, 'truncated file': 1\}; "
+        r".*detail of a.*\), more than prefix\.skip_limit=0\.25: mend the data or raise the limit"
+    )
+    quarantine = bad_clips(Quarantine(10, 0.25), first, first, first)
+    with pytest.raises(ValueError, match=message):
+        bad_clips(quarantine, clips("c", bad={"c": "empty file"}))
+    again = resumed(Quarantine(10, 0.25), bad_clips(Quarantine(10, 0.25), first).state_dict())
+    with pytest.raises(ValueError, match=message):
+        bad_clips(again, clips("c", bad={"c": "empty file"}))
+    bad_clips(Quarantine(2, 1.0), first)
+    with pytest.raises(ValueError, match=r"1 of 4 clips .*skip_limit=0\.0"):
+        bad_clips(Quarantine(4, 0.0), clips("c", bad={"c": "empty file"}))
+
+
+def test_a_state_of_fewer_ranks_leaves_the_others_as_they_are() -> None:
+    history = History()
+    train_on(history, [(0, 0)])
+    before = history.losses()
+    history.load_state_dict({"ranks": []})
+    assert history.losses() == before
+
+
+def test_trace_has_a_file_a_rank_and_a_line_a_step(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "trace"
+    for rank in (0, 1):
+        for step in (0, 1):
+            batch = clips(f"a{rank}{step}", f"b{rank}{step}")
+            Trace(folder).on_train_batch_start(trainer(2, rank), None, batch, step)  # type: ignore[arg-type]
+    assert sorted(path.name for path in folder.iterdir()) == ["rank-0.csv", "rank-1.csv"]
+    for rank in (0, 1):
+        lines = (folder / f"rank-{rank}.csv").read_text().splitlines()
+        for step, line in enumerate(lines):
+            ids = to_hex(sample_ids([f"a{rank}{step}", f"b{rank}{step}"]))
+            assert line.split(",") == ["2", str(step), *ids]
+        assert len(lines) == 2
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_saves_come_every_so_many_steps_and_are_whole(tmp_path: Path, first: bool) -> None:
+    path, saved = tmp_path / "resume.ckpt", []
+
+    def save(target: Path) -> None:
+        saved.append(len(saved))
+        assert target != path, "never over the one that is whole"
+        if first:
+            target.write_text(f"save {len(saved)}")
+
+    callback = SaveForResume(path, 3)
+    for step in range(1, 8):
+        at = trainer(global_step=step, save_checkpoint=save, is_global_zero=first)
+        callback.on_train_batch_end(at, None, {}, None, step)  # type: ignore[arg-type]
+        if first and step >= 3:
+            assert path.read_text() == f"save {step // 3}"
+    assert len(saved) == 2, "all ranks save together"
+    assert [file.name for file in tmp_path.iterdir()] == (["resume.ckpt"] if first else [])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, train_in: TrainIn) -> Stage:
+    return train_in(tmp_path_factory.mktemp("calm"), config=every_step(), loader=LOADER)
+
+
+LOADER = LoaderConfig(bucket_batches=2, positive_weight={"unsafe": 1.5})
+
+
+def every_step(trace: Path | None = None) -> TrainConfig:
+    folder = None if trace is None else str(trace)
+    return TrainConfig(0, 2, 8, "cpu", 1, 0.8, "both", save_every_steps=1, trace=folder)
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_a_training_that_failed_at_any_step_ends_like_an_undisturbed_one(
+    tmp_path: Path,
+    train_in: TrainIn,
+    undisturbed: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+) -> None:
+    done: list[int] = []
+    step = VlmaeModule.training_step
+
+    def failing(self: VlmaeModule, batch: Any, number: int) -> Any:
+        done.append(number)
+        if len(done) == stop + 1:
+            raise OSError("the machine is gone")
+        return step(self, batch, number)
+
+    config = every_step(tmp_path / "trace")
+    arguments = {"config": config, "loader": LOADER}
+    with monkeypatch.context() as patch:
+        patch.setattr(VlmaeModule, "training_step", failing)
+        with pytest.raises(OSError, match="the machine is gone"):
+            train_in(tmp_path, **arguments)
+    stage = train_in(tmp_path, **arguments)
+    assert stage.content == undisturbed.content
+    lines = (tmp_path / "trace" / "rank-0.csv").read_text().splitlines()
+    steps = [tuple(map(int, line.split(",")[:2])) for line in lines]
+    total = [(epoch, number) for epoch in (0, 1) for number in range(len(set(steps)) // 2)]
+    assert steps == [*total[: stop + 1], *total[stop:]], "only the step that failed is done again"
+    assert lines[stop] == lines[stop + 1], "with the same clips"
