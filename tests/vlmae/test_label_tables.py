@@ -53,6 +53,8 @@ def test_clips_of_the_last_round_weigh_more_but_not_those_of_the_first_alone() -
     assert weights(table([0] * 4, [0] * 4, round=[0, 2, 1, 2]), new_weight=5.0) == [1, 5, 1, 5]
     assert weights(table([0] * 2, [0] * 2, round=[0, 0]), new_weight=5.0) == [1, 1]
     assert weights(table([0] * 2, [0] * 2), new_weight=5.0) == [1, 1], "no column, no rounds"
+    gaps = table([0] * 3, [0] * 3, round=[None, 0, 1], weight=[None, 2.0, 1.0])
+    assert weights(gaps, new_weight=5.0) == [1, 2, 5]
 
 
 def test_own_weights_positives_and_rounds_multiply() -> None:

@@ -96,8 +96,8 @@ class BatchOrder:
         if total < config.batch_size * world:
             raise ValueError(
                 f"{total} draws of {clips} clips cannot fill one step of {world} ranks with "
-                f"{config.batch_size} clips each: use a batch_size of at most {total // world}, "
-                "fewer ranks, or label more clips"
+                f"{config.batch_size} clips each: use a batch_size of at most "
+                f"{max(1, total // world)}, at most {max(1, total)} ranks, or label more clips"
             )
         self.draws = total
         whole = total // config.batch_size
