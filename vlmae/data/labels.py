@@ -89,11 +89,12 @@ def with_weights(
         positive = labels[:, list(tasks).index(task)] == 1
         weights[positive] = np.maximum(weights[positive], weight)
     if "round" in table.column_names and table.num_rows:
-        rounds = table["round"].fill_null(0).to_numpy()
+        rounds = table["round"].cast(pa.int64()).fill_null(pa.scalar(0, pa.int64())).to_numpy()
         weights[(rounds == rounds.max()) & (rounds > 0)] *= new_weight
     if WEIGHT in table.column_names:
         # No weight is the usual one.
-        weights = weights * table[WEIGHT].cast(pa.float64()).fill_null(1.0).to_numpy()
+        own = table[WEIGHT].cast(pa.float64()).fill_null(pa.scalar(1.0, pa.float64()))
+        weights = weights * own.to_numpy()
         table = table.drop_columns([WEIGHT])
     return table.append_column(WEIGHT, pa.array(weights, pa.float64()))
 
