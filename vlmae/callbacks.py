@@ -121,13 +121,7 @@ class Quarantine(PerRank):
         if not isinstance(batch, ClipBatch) or not batch.bad:
             return
         self.bad |= {error.key: error for error in batch.bad}
-        if len(self.bad) > self.limit * self.clips:
-            reasons = dict(Counter(error.reason for error in self.bad.values()).most_common())
-            first = next(iter(self.bad.values()))
-            raise ValueError(
-                f"{len(self.bad)} of {self.clips} clips cannot be decoded ({reasons}; {first}), "
-                f"more than prefix.skip_limit={self.limit}: mend the data or raise the limit"
-            )
+        self._require_few(list(self.bad.values()))
 
     def own_state(self) -> Any:
         """See `PerRank`."""
@@ -138,9 +132,23 @@ class Quarantine(PerRank):
         self.bad = {key: BadClipError(key, reason, detail) for key, reason, detail in state}
 
     def table(self) -> pa.Table:
-        """id, key, reason and detail of the bad clips of all ranks, by key. Collective."""
+        """id, key, reason and detail of the bad clips of all ranks, by key. Collective.
+
+        Raises:
+            ValueError: together they are more than the limit allows.
+        """
         entries = {entry[0]: entry for state in gather(self.own_state()) for entry in state}
-        return quarantine_table([BadClipError(*entries[key]) for key in sorted(entries)])
+        bad = [BadClipError(*entries[key]) for key in sorted(entries)]
+        self._require_few(bad)
+        return quarantine_table(bad)
+
+    def _require_few(self, bad: list[BadClipError]) -> None:
+        if len(bad) > self.limit * self.clips:
+            reasons = dict(Counter(error.reason for error in bad).most_common())
+            raise ValueError(
+                f"{len(bad)} of {self.clips} clips cannot be decoded ({reasons}; {bad[0]}), more "
+                f"than prefix.skip_limit={self.limit}: mend the data or raise the limit"
+            )
 
 
 class Trace(Callback):
