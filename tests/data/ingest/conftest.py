@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from media_files import write_folder
+from source_files import write_folder
 
 from vlmae.data.prepare import IngestConfig, data_config
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from media_files import video, write_folder
 from s3_server import S3Server
+from source_files import video, write_folder
 from stage_reading import digests, members, rows
 
 from vlmae.data.prepare import IngestConfig, prepare

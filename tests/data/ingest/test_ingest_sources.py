@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from media_files import image, video, wav
+from source_files import image, video, wav
 from stage_reading import members, quarantine, rows
 
 from lsb.ids import sample_id

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from media_files import image, video, wav, write_folder
 from rich.console import Console
+from source_files import image, video, wav, write_folder
 from stage_reading import digests, members, quarantine, rows
 
 from vlmae.config import as_dict, compose_config

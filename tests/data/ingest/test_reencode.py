@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_files import image, video
 from PIL import Image
+from source_files import image, video
 
 from vlmae.data.decode import BadClipError
 from vlmae.data.prepare.ingest.reencode import reencode, shrink_image, target_size
