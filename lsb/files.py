@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,11 @@ def read_json(path: Path) -> Any:
         raise StageError(
             f"{path} is not valid JSON ({error}): delete {path.parent} and run again"
         ) from error
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from tqdm import tqdm
 
-from lsb.files import file_sha256, fingerprint, read_json, write_json
+from lsb.files import file_sha256, fingerprint, link, read_json, write_json
 
 RECORDED_PACKAGES = (
     "vlmae",
@@ -178,7 +178,8 @@ def borrow(
             left.append(part)
         elif all(_is_whole(source / name, entry["files"][name]) for name, _ in pairs):
             for name, own in pairs:
-                _link(source / name, folder / own)
+                (folder / own).unlink(missing_ok=True)
+                link(source / name, folder / own)
             files = {own: entry["files"][name] for name, own in pairs}
             _record(folder, part, files, entry["counts"], seconds=0.0)
         else:
@@ -188,15 +189,6 @@ def borrow(
 
 def _is_whole(path: Path, recorded: Mapping[str, Any]) -> bool:
     return path.is_file() and file_sha256(path) == recorded["sha256"]
-
-
-def _link(source: Path, target: Path) -> None:
-    """One file under two names; a copy where the file system has no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _exit_with_parent(parent: int) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lsb.artifact import Stage, open_stage
-from lsb.files import StageError, file_sha256, read_json, write_json
+from lsb.files import StageError, file_sha256, link, read_json, write_json
 from lsb.parts import Counts
 
 REDACTING = ".redacting"
@@ -213,11 +213,3 @@ def _locked(path: Path, wait: bool) -> Iterator[None]:
         raise StageError(
             f"a process is at work on {path.name}: wait for it to end, then run this again"
         ) from None
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name; a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lsb.arrays import map_array
 from lsb.artifact import Counts, Stage, open_stage
 from lsb.ids import ID_TYPE, IdArray, from_arrow, require_unique, sample_ids, to_arrow, to_hex
 from lsb.order import IndexArray
@@ -60,7 +61,7 @@ class StorePart:
 
     def vectors(self) -> VectorArray:
         """The part's vectors, (rows, D), memory-mapped."""
-        return _map_vectors(self.vectors_path)
+        return map_array(self.vectors_path)
 
     def ids(self) -> IdArray:
         """The part's ids, (rows,) S16."""
@@ -303,27 +304,6 @@ def _read_rows(path: Path, columns: Sequence[str] | None) -> pa.Table:
     return pq.read_table(path, columns=None if columns is None else list(columns))
 
 
-def _map_vectors(path: Path) -> VectorArray:
-    # A part without rows has no bytes to map.
-    vectors: VectorArray = (
-        np.load(path, allow_pickle=False)[:0]
-        if _is_empty(path)
-        else np.load(path, mmap_mode="r", allow_pickle=False)
-    )
-    return vectors
-
-
-def _is_empty(path: Path) -> bool:
-    with open(path, "rb") as stream:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(
-                f"{path} is an .npy file of version {version}, expected (1, 0): embed again"
-            )
-        shape, _, _ = np.lib.format.read_array_header_1_0(stream)
-    return 0 in shape
-
-
 def _checked_rows(name: str, rows: pa.Table) -> pa.Table:
     if "key" not in rows.column_names:
         raise ValueError(f"{name}: rows have no column 'key', only {rows.column_names}")
@@ -367,7 +347,7 @@ def _open_part(
             f"{header.get('version')!r}, this release reads {FORMAT!r} version {VERSION}: delete "
             f"{path} and embed the pool again"
         )
-    vectors = _map_vectors(path / vectors_name)
+    vectors = map_array(path / vectors_name)
     found = {
         "kind": header["kind"],
         "dimension": vectors.shape[1] if vectors.ndim == 2 else None,

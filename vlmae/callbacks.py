@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,16 +34,16 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-class PerRank(Callback):
+class PerRank(Callback, ABC):
     """A callback whose state differs from rank to rank."""
 
+    @abstractmethod
     def own_state(self) -> Any:
         """What this rank has to remember; JSON-like."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_own_state(self, state: Any) -> None:
         """What it remembered."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """States of all ranks. Collective."""

@@ -8,6 +8,7 @@ independent of each other: any number of processes share them and none waits for
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -269,9 +270,7 @@ def _write(
     pq.write_table(quarantine, output / f"{shard}.quarantine.parquet")
     unit = _unit(vectors).astype(config.dtype)
     counts = write_part(output, shard, unit, clips, kind=kind)
-    reasons: Counts = {}
-    for reason in quarantine["reason"].to_pylist():
-        reasons[f"skipped: {reason}"] = reasons.get(f"skipped: {reason}", 0) + 1
+    reasons = Counter(f"skipped: {reason}" for reason in quarantine["reason"].to_pylist())
     return {**counts, "skipped": quarantine.num_rows, **reasons}
 
 

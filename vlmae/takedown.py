@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, open_stage
+from lsb.files import link
 from lsb.ids import IdArray
 from lsb.redaction import (
     PARTIAL,
     drop_parts,
-    link,
     recorded_parts,
     redact_stage,
     require_idle,
@@ -59,6 +59,7 @@ class Takedown:
     Attributes:
         held: stage -> part -> ids of the clips in it.
         trained: train stage -> table -> how many of the clips it names; these records stay.
+        recorded: ids of the clips that these tables name.
         places: key -> where its media lie outside of the stages.
         unknown: keys that no stage names.
         rewritten: samples taken out of shards elsewhere.
@@ -66,6 +67,7 @@ class Takedown:
 
     held: dict[str, dict[str, set[bytes]]] = field(default_factory=dict)
     trained: dict[str, dict[str, int]] = field(default_factory=dict)
+    recorded: set[bytes] = field(default_factory=set)
     places: dict[str, set[Place]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     rewritten: int = 0
@@ -131,7 +133,7 @@ def _take_down(
     wanted = list(dict.fromkeys([*before, *keys]))
     ids = sample_ids.sample_ids(wanted)
     found = _find(root, ids)
-    known = found.clips | _trained_on(root, ids)
+    known = found.clips | found.recorded
     found.unknown = [
         key for key in keys if sample_ids.sample_id(key) not in known and key not in before
     ]
@@ -189,18 +191,10 @@ def _find(root: Path, ids: IdArray) -> Takedown:
                     found.places.setdefault(key, set()).update(places)
     for path in sorted(root.glob("train-*/manifest.json")):
         for name in TRAINED_ON:
-            if count := len(_named(path.parent / name, ids)):
-                found.trained.setdefault(path.parent.name, {})[name] = count
+            if named := _named(path.parent / name, ids):
+                found.trained.setdefault(path.parent.name, {})[name] = len(named)
+                found.recorded |= named
     return found
-
-
-def _trained_on(root: Path, ids: IdArray) -> set[bytes]:
-    return {
-        clip
-        for path in root.glob("train-*/manifest.json")
-        for name in TRAINED_ON
-        for clip in _named(path.parent / name, ids)
-    }
 
 
 def _named(table: Path, ids: IdArray) -> set[bytes]:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from media_files import backends, decode, film, grey, image_file, remuxed, shown, sine, wave_file
 
-from vlmae.data.decode import BadClipError, Clip, decode_clip
+from vlmae.data.decode import BadClipError, Clip
 
 WHOLE = film(20, sound=sine(2.0, 16_000))
 
@@ -103,12 +103,9 @@ def test_file_that_is_not_a_clip_any_more_says_what_is_left() -> None:
         decode(damage(WHOLE, "no_packets", 0))
 
 
-def test_decode_clip_wants_a_picture() -> None:
-    sound = film(0, sound=sine(1.0, 16_000))
-    with pytest.raises(BadClipError, match="clip k: no video stream") as caught:
-        decode_clip(sound, key="k", title="t", frames=2, sample_rate=16_000)
-    assert caught.value.reason == "no video stream"
-    clip = decode_clip(film(10), key="k", title="t", frames=2, sample_rate=16_000)
+def test_sound_alone_says_that_the_picture_is_missing_and_a_picture_keeps_its_title() -> None:
+    assert decode(film(0, sound=sine(1.0, 16_000))).video_missing == "no video stream"
+    clip = decode({"mp4": film(10), "txt": b"t"})
     assert (clip.key, clip.title, shown(clip.frames)) == ("k", "t", [2, 7])
 
 

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 import torch
 
 from lsb import ids as sample_ids
+from lsb.arrays import map_array
 from lsb.artifact import (
     Counts,
     OnPart,
@@ -354,10 +355,7 @@ class PrefixCache:
             arrays = {}
             for name in self.codec.files:
                 file = self.stage.path / _array_file(self._shards[part], stream, name)
-                # An array without tokens has no bytes to map. A plain view of the map: slicing the
-                # memmap class costs 5 us a slice.
-                empty = file.stat().st_size <= 128
-                loaded = np.load(file, mmap_mode=None if empty else "r")
-                arrays[name] = loaded.view(np.ndarray)
+                # A plain view of the map: slicing the memmap class costs 5 us a slice.
+                arrays[name] = map_array(file).view(np.ndarray)
             self._maps[part, stream] = arrays
         return arrays

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lsb import ids as sample_ids
+from lsb.arrays import map_array
 from lsb.artifact import Counts, Part, Stage, StageError
 from lsb.ids import IdArray
 from lsb.redaction import Edit, Edited, redact_stage
@@ -200,9 +201,7 @@ def _spans(kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def _cut_rows(source: Path, target: Path, spans: Sequence[tuple[int, int]]) -> None:
     """Write the spans of an array's first axis end to end, as `numpy.save` would."""
-    # An array without values cannot be mapped.
-    empty = source.stat().st_size <= 128
-    array = np.load(source, mmap_mode=None if empty else "r", allow_pickle=False)
+    array = map_array(source)
     shape = (sum(stop - start for start, stop in spans), *array.shape[1:])
     joined: list[list[int]] = []
     for start, stop in spans:

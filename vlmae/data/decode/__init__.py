@@ -9,7 +9,7 @@ without a picture, is decoded and says what is missing (design, contract 12).
 from vlmae.data.decode.clip import BadClipError, Clip
 from vlmae.data.decode.members import IMAGE_ENDINGS, SOUND_ENDINGS, VIDEO_ENDINGS
 from vlmae.data.decode.policy import DecodePolicy
-from vlmae.data.decode.sample import decode_clip, decode_sample
+from vlmae.data.decode.sample import decode_sample
 from vlmae.data.decode.sound import MINIMUM_AUDIO_SECONDS
 from vlmae.data.decode.torchcodec_pictures import why_torchcodec_fails
 
@@ -21,7 +21,6 @@ __all__ = [
     "BadClipError",
     "Clip",
     "DecodePolicy",
-    "decode_clip",
     "decode_sample",
     "why_torchcodec_fails",
 ]

@@ -123,6 +123,20 @@ def picture_stream(container: av.container.InputContainer) -> av.VideoStream | N
     return next((s for s in streams if not s.disposition & Disposition.attached_pic), None)
 
 
+def require_readable(video: av.VideoStream, key: str) -> tuple[int, int]:
+    """Width and height of a video stream that can be decoded, in pixels.
+
+    Raises:
+        BadClipError: its codec is unknown, or it is larger than `LARGEST_PICTURE`.
+    """
+    if video.codec_context is None:
+        raise BadClipError(key, "unknown video codec")
+    size = (video.codec_context.width or 0, video.codec_context.height or 0)
+    if size[0] * size[1] > LARGEST_PICTURE:
+        raise BadClipError(key, "picture too large", f"{size[0]} x {size[1]}")
+    return size
+
+
 def scan(
     container: av.container.InputContainer,
     key: str,
@@ -148,11 +162,7 @@ def scan(
     """
     video = picture_stream(container) if picture else None
     if video is not None:
-        if video.codec_context is None:
-            raise BadClipError(key, "unknown video codec")
-        size = (video.codec_context.width or 0, video.codec_context.height or 0)
-        if size[0] * size[1] > LARGEST_PICTURE:
-            raise BadClipError(key, "picture too large", f"{size[0]} x {size[1]}")
+        require_readable(video, key)
         video.codec_context.thread_count = 1
     audio = next(iter(container.streams.audio), None) if sound else None
     reader = SoundReader(sample_rate, max_seconds)

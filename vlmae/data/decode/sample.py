@@ -54,19 +54,6 @@ def decode_sample(
     return Clip(key, title, frames, audio, audio_missing, video_missing)
 
 
-def decode_clip(media: bytes, *, key: str, title: str, frames: int, sample_rate: int) -> Clip:
-    """One video file by PyAV, as `decode_sample`; a file without a picture is a bad clip.
-
-    Raises:
-        BadClipError: as `decode_sample`, and for a clip that is sound alone.
-    """
-    policy = DecodePolicy(frames, backend="pyav")
-    clip = decode_sample({"mp4": media}, key=key, policy=policy, sample_rate=sample_rate)
-    if clip.video_missing:
-        raise BadClipError(key, clip.video_missing)
-    return Clip(key, title, clip.frames, clip.audio, clip.audio_missing)
-
-
 def _video(
     media: Media, key: str, policy: DecodePolicy, sample_rate: int, seed: int
 ) -> tuple[Frames, str | None, Wave, str | None]:

@@ -15,7 +15,7 @@ import av
 from PIL import Image
 
 from vlmae.data.decode.clip import BadClipError
-from vlmae.data.decode.container import FORMATS, LARGEST_PICTURE, picture_stream
+from vlmae.data.decode.container import FORMATS, picture_stream, require_readable
 from vlmae.data.prepare.media import clip_members
 
 # EXIF orientation -> degrees counterclockwise that turn the picture upright; mirrors do not count.
@@ -124,11 +124,7 @@ def _probe_container(
             "audio_channels": audio.codec_context.channels,
         }
     if video is not None:
-        if video.codec_context is None:
-            raise BadClipError(key, "unknown video codec")
-        size = (video.codec_context.width or 0, video.codec_context.height or 0)
-        if size[0] * size[1] > LARGEST_PICTURE:
-            raise BadClipError(key, "picture too large", f"{size[0]} x {size[1]}")
+        size = require_readable(video, key)
         rate = video.average_rate or video.guessed_rate
         found |= {
             "width": size[0],

@@ -22,7 +22,7 @@ from av.video.reformatter import Interpolation
 from PIL import Image, ImageOps
 
 from vlmae.data.decode.clip import BadClipError
-from vlmae.data.decode.container import FORMATS, LARGEST_PICTURE, picture_stream
+from vlmae.data.decode.container import FORMATS, picture_stream, require_readable
 from vlmae.data.prepare.probe import EXIF_ORIENTATION
 
 GOP_SECONDS = 1
@@ -133,9 +133,8 @@ class _Images:
         target: av.container.OutputContainer,
         key: str,
     ) -> None:
+        require_readable(stream, key)
         context = stream.codec_context
-        if (context.width or 0) * (context.height or 0) > LARGEST_PICTURE:
-            raise BadClipError(key, "picture too large", f"{context.width} x {context.height}")
         self._frames = _decoded(source, stream)
         self._first = next(self._frames, None)
         if self._first is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lsb.artifact import Counts, Part, Stage, file_sha256, open_stage, run_stage
+from lsb.files import link
 from lsb.ids import texts
 from vlmae.data.index import INDEX_ENDING, PREPARE_REVISION, read_index
 from vlmae.data.prepare.ingest.clips import (
@@ -56,10 +55,7 @@ class LinkMaker:
                 raise ValueError(
                     f"{source} is absent or damaged: make the stage that data.extends names again"
                 )
-            try:
-                os.link(source, folder / name)
-            except OSError:
-                shutil.copyfile(source, folder / name)
+            link(source, folder / name)
         return dict(self.counts)
 
 
