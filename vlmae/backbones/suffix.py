@@ -8,18 +8,21 @@ the last n blocks) are put on these modules by name, behind the same cut.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from vlmae.tokens import Tokens
 
 # Added to attention scores under a mask. exp() of it is 0 in every float type, and it is finite in
 # all of them: a row without any real token stays a number.
 MASKED_SCORE = -1e4
+Between = Callable[[int, Tokens], Tokens]
+"""Called before each block with its number and the hidden states, which it may change."""
 
 
 class StreamSuffix(nn.Module, ABC):
@@ -28,17 +31,24 @@ class StreamSuffix(nn.Module, ABC):
     Attributes:
         width: of the tokens at the cut, which it reads.
         blocks: how many of the encoder's blocks it holds.
+        hidden_width: of the hidden states between blocks; 0 if its blocks have no tokens between
+            them, as convolutions.
     """
 
     width: int
     blocks: int
+    hidden_width: int = 0
 
     @abstractmethod
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: Tokens, between: Between | None = None) -> Tokens:
         """Hidden states at the cut (B, T, width) to the tokens that the model reads.
 
         What stands under a mask has no influence, nor has the length that a batch is padded to. A
         pooled token is real if any of its positions is, and the mean of the real ones.
+
+        Args:
+            tokens: at the cut.
+            between: see `Between`; refused where `hidden_width` is 0.
         """
 
 
@@ -48,18 +58,22 @@ class Suffix(nn.ModuleDict):
     Its state dict holds the weights behind the cuts and nothing else.
     """
 
-    def forward(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+    def forward(
+        self, streams: Mapping[str, Tokens], between: Mapping[str, Between] | None = None
+    ) -> dict[str, Tokens]:
         """Tokens of every stream as the model reads them; frozen streams pass unchanged.
 
         Args:
             streams: name -> (B, T, width) tokens that `prefix` returned, padded.
+            between: stream -> what is called before each of its blocks.
 
         Raises:
             ValueError: tokens of another width than a stream has at its cut.
         """
-        return {name: self._stream(name, tokens) for name, tokens in streams.items()}
+        hooks = between or {}
+        return {name: self._stream(name, t, hooks.get(name)) for name, t in streams.items()}
 
-    def _stream(self, name: str, tokens: Tokens) -> Tokens:
+    def _stream(self, name: str, tokens: Tokens, between: Between | None) -> Tokens:
         if name not in self:
             return tokens
         module: Any = self[name]
@@ -69,7 +83,7 @@ class Suffix(nn.ModuleDict):
                 f"{module.blocks} blocks read {module.width}: make the cache with the same number "
                 "of tuned blocks"
             )
-        result: Tokens = module(tokens)
+        result: Tokens = module(tokens, between)
         return result
 
 
@@ -89,14 +103,21 @@ class TransformerSuffix(StreamSuffix):
         super().__init__()
         self.layers, self.norm = layers, norm
         self.pool, self.width, self.blocks = pool, width, len(layers)
+        self.hidden_width = width
+        self.checkpointing = False
 
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: Tokens, between: Between | None = None) -> Tokens:
         """See `StreamSuffix.forward`."""
         hidden = without_masked(tokens)
         mask = torch.zeros_like(tokens.mask, dtype=hidden.dtype)
         mask = mask.masked_fill(~tokens.mask, MASKED_SCORE)[:, None, None, :]
-        for layer in self.layers.values():
-            output = layer(hidden, mask)
+        for number, layer in self.layers.items():
+            if between is not None:
+                hidden = between(int(number), Tokens(hidden, tokens.mask)).values
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                output = checkpoint(layer, hidden, mask, use_reentrant=False)
+            else:
+                output = layer(hidden, mask)
             hidden = output[0] if isinstance(output, tuple) else output
         return mean_of_groups(Tokens(self.norm(hidden), tokens.mask), self.pool)
 
@@ -121,8 +142,12 @@ class FeatureMapSuffix(StreamSuffix):
         self.network = network
         self.side, self.grid, self.width, self.blocks = side, grid, width, blocks
 
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: Tokens, between: Between | None = None) -> Tokens:
         """See `StreamSuffix.forward`."""
+        if between is not None:
+            raise ValueError(
+                "convolutions have no tokens between their blocks: use a transformer backbone"
+            )
         positions, batch = self.side**2, len(tokens.mask)
         incomplete = -tokens.mask.shape[1] % positions
         values = functional.pad(without_masked(tokens), (0, 0, 0, incomplete))
