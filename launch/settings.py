@@ -21,9 +21,10 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.data.prepare import TASKS, PrepareConfig, data_config
 from vlmae.evaluation import EvaluateConfig
-from vlmae.module import OptimizerConfig
-from vlmae.settings import PREPARED
-from vlmae.training import TrainConfig
+from vlmae.optimizers import OptimizerConfig
+from vlmae.settings import PREPARED, model_config, tower_nodes
+from vlmae.strategy import StrategyConfig
+from vlmae.trainer import TrainConfig
 
 # Keys that say where and how fast, not what: a run may be continued with other values.
 NOT_IDENTITY = ("runs", "rounds", "arms", "controls")
@@ -79,7 +80,8 @@ class Settings:
         whitening: splits and number of clips it is fitted on.
         loader: composition of batches.
         model: fusion, tasks and dropout, see `vlmae.checkpoint.build_model`.
-        task_weights: of the objective.
+        objective: Hydra node of the objective.
+        strategy: how ranks share the work.
         optimizer: its settings.
         train: length, seed, device.
         evaluate: metrics.
@@ -103,7 +105,8 @@ class Settings:
     whitening: WhiteningOptions
     loader: LoaderConfig
     model: dict[str, Any]
-    task_weights: dict[str, float]
+    objective: dict[str, Any]
+    strategy: StrategyConfig
     optimizer: OptimizerConfig
     train: TrainConfig
     evaluate: EvaluateConfig
@@ -147,7 +150,7 @@ class Settings:
             raise ValueError(
                 f"acquisition.task_weights names {untold}, the model has the tasks {list(tasks)}"
             )
-        model = {"fusion": values["fusion"], "tasks": list(tasks), **values["model"]}
+        vl, audio = tower_nodes(values)
         return cls(
             name=values["name"],
             runs=Path(values["runs"]),
@@ -157,16 +160,15 @@ class Settings:
             controls=values["controls"],
             tasks=tasks,
             prepare=_composed(values["data"]),
-            vl=values["vl"],
-            audio=values["audio"],
+            vl=vl,
+            audio=audio,
             decode=build("decode", DecodePolicy, values["decode"]),
             prefix=build("prefix", PrefixConfig, values["prefix"]),
             whitening=checked("whitening", WhiteningOptions, values["whitening"]),
             loader=build("loader", LoaderConfig, values["loader"]),
-            model=model,
-            task_weights=checked(
-                "objective.weights", dict[str, float], values["objective"]["weights"]
-            ),
+            model=model_config(values, tasks),
+            objective=values["objective"],
+            strategy=build("strategy", StrategyConfig, values["strategy"]),
             optimizer=build("optimizer", OptimizerConfig, values["optimizer"]),
             train=build("trainer", TrainConfig, values["trainer"]),
             evaluate=build("evaluation", EvaluateConfig, values["evaluation"]),

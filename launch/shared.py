@@ -74,10 +74,11 @@ def train_stage(settings: Settings, shared: Shared, labelled: pa.Table, gold: pa
             labelled=labelled,
             validation=gold,
             model=settings.model,
-            task_weights=settings.task_weights,
+            objective=settings.objective,
             optimizer=settings.optimizer,
             config=settings.train,
             loader=settings.loader,
+            strategy=settings.strategy,
             skip_limit=settings.prefix.skip_limit,
         ),
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,41 +14,19 @@ from vlmae.data.batches import Batch, ClipBatch
 from vlmae.data.decode import Clip
 from vlmae.data.token_table import widths
 from vlmae.model import Output, VlmaeModel
-from vlmae.objectives import MultiTaskBinary
+from vlmae.objectives import Objective
+from vlmae.optimizers import OptimizerConfig, build_optimizer
 from vlmae.tokens import Tokens, pad
 from vlmae.towers import Towers
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay.
-
-    Attributes:
-        learning_rate: peak.
-        weight_decay: decoupled, on matrices only.
-        warmup: share of all steps, in [0, 1).
-        clip_norm: gradient norm limit.
-    """
-
-    learning_rate: float
-    weight_decay: float
-    warmup: float
-    clip_norm: float
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate > 0 or not 0 <= self.warmup < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"optimizer has learning_rate {self.learning_rate}, warmup {self.warmup}, "
-                f"weight_decay {self.weight_decay}: give a rate above 0, a share in [0, 1) and a "
-                "decay of 0 or more"
-            )
+from vlmae.tuning import TowerTuning
 
 
 class VlmaeModule(LightningModule):
     """Trains on cached tokens; with `towers` it also reads decoded clips.
 
     Args:
-        model: the trainable part.
+        model: the trainable part, or a function that builds it: called when the strategy is up, so
+            that ZeRO-3 can shard it as it is built.
         objective: loss over (B, K) logits and labels.
         optimizer: its settings.
         total_steps: of the training, over which the learning rate runs. Lightning could count them,
@@ -58,22 +34,38 @@ class VlmaeModule(LightningModule):
         towers: the frozen backbones, for the live path; not needed on cached tokens.
         seed: of dropout, which is drawn anew for every step from (seed, rank, step): a resumed
             training draws what it would have drawn, without a generator's state in a checkpoint.
+        tuning: tower -> how it trains.
+        share: micro-batches in a step of the optimiser, over ranks and accumulation.
     """
 
     def __init__(
         self,
-        model: VlmaeModel,
-        objective: MultiTaskBinary,
+        model: VlmaeModel | Callable[[], VlmaeModel],
+        objective: Objective,
         optimizer: OptimizerConfig,
         total_steps: int,
         towers: Towers | None = None,
         seed: int = 0,
+        *,
+        tuning: Mapping[str, TowerTuning] | None = None,
+        share: int = 1,
     ) -> None:
         super().__init__()
-        self.model, self.objective, self.optimizer_config = model, objective, optimizer
+        self._build: Callable[[], VlmaeModel] | None = None
+        if isinstance(model, VlmaeModel):
+            self.model = model
+        else:
+            self._build = model
+        self.objective, self.optimizer_config = objective, optimizer
         self.total_steps, self.seed = total_steps, seed
+        self.tuning, self.share = dict(tuning or {}), share
         # In a tuple it is no submodule: frozen weights are never saved (contract 7).
         self._towers = (towers,)
+
+    def configure_model(self) -> None:
+        """Build the model, once, if a function was given."""
+        if self._build is not None:
+            self.model, self._build = self._build(), None
 
     @property
     def towers(self) -> Towers | None:
@@ -116,10 +108,13 @@ class VlmaeModule(LightningModule):
         """
         streams = batch.streams if isinstance(batch, Batch) else self.encode(batch.clips)
         output = self(streams)
-        loss: Tensor = self.objective(output.logits, batch.labels)
-        auxiliary = self.objective(output.vl_logits, batch.labels) + self.objective(
-            output.audio_logits, batch.labels
-        )
+
+        def loss_of(logits: Tensor) -> Tensor:
+            value: Tensor = self.objective(logits, batch.labels, batch.totals, self.share)
+            return value
+
+        loss = loss_of(output.logits)
+        auxiliary = loss_of(output.vl_logits) + loss_of(output.audio_logits)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch.labels))
         return {"loss": loss + auxiliary, "fused": loss.detach()}
 
@@ -130,21 +125,8 @@ class VlmaeModule(LightningModule):
         return batch.to(device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW over the trainable parameters; the schedule counts steps."""
-        config = self.optimizer_config
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-        total = self.total_steps
-        warmup = int(config.warmup * total)
-
-        def scale(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        """The optimiser over the trainable parameters; the schedule counts steps."""
+        optimizer, schedule = build_optimizer(
+            self.model, self.optimizer_config, self.tuning, self.total_steps
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from vlmae.config import build, checked
 from vlmae.data.decode import DecodePolicy
 from vlmae.data.prefix_cache import Prefix, PrefixConfig
 from vlmae.data.prepare import data_config, prepare
+from vlmae.tuning import tuned_node, tuning_config
 
 PREPARED = "prepared"
 
@@ -51,12 +52,27 @@ def prefix_of(values: Mapping[str, Any], data: Stage) -> Prefix:
     )
     return Prefix(
         data,
-        values["vl"],
-        values["audio"],
+        *tower_nodes(values),
         build("decode", DecodePolicy, values["decode"]),
         build("prefix", PrefixConfig, values["prefix"]),
         options,
     )
+
+
+def tower_nodes(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hydra nodes of the VL and the audio backbone, cut as the group `tuning` says."""
+    tuning = tuning_config(values.get("tuning"))
+    return tuned_node(values["vl"], tuning["vl"]), tuned_node(values["audio"], tuning["audio"])
+
+
+def model_config(values: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    """What `vlmae.checkpoint.build_model` wants, from the groups fusion, tuning and model."""
+    return {
+        "fusion": values["fusion"],
+        "tasks": list(tasks),
+        "tuning": values["tuning"],
+        **values["model"],
+    }
 
 
 def share_of(values: Mapping[str, Any]) -> tuple[int, int]:

@@ -45,10 +45,14 @@ class Tokens:
         """The same tokens with every sample masked where `rows` (B,) bool is False."""
         return Tokens(self.values, self.mask & rows[:, None])
 
+    def zero_masked(self) -> Tokens:
+        """The same tokens with zeros under the mask: a NaN there times a zero weight is a NaN."""
+        return Tokens(torch.where(self.mask[..., None], self.values, 0.0), self.mask)
+
     def mean(self) -> Tensor:
         """(B, D) mean over real tokens; zero where there is none."""
         weights = self.mask.to(self.values.dtype)[..., None]
-        values = torch.where(self.mask[..., None], self.values, 0.0)
+        values = self.zero_masked().values
         return values.sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
 
 

@@ -22,10 +22,12 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import TokenSource, open_source
 from vlmae.data.whitening import whiten
-from vlmae.module import OptimizerConfig
+from vlmae.optimizers import OptimizerConfig
 from vlmae.ranks import Ranks
-from vlmae.settings import prefix_of, prepared_data
-from vlmae.training import TrainConfig, Training, train
+from vlmae.settings import model_config, prefix_of, prepared_data
+from vlmae.strategy import StrategyConfig
+from vlmae.trainer import TrainConfig
+from vlmae.training import Training, train
 
 
 @command("train")
@@ -65,13 +67,12 @@ def _train(values: dict[str, Any], ranks: Ranks) -> None:
             whitened=whitened,
             labelled=labelled,
             validation=validation,
-            model={"fusion": values["fusion"], "tasks": tasks, **values["model"]},
-            task_weights=checked(
-                "objective.weights", dict[str, float], values["objective"]["weights"]
-            ),
+            model=model_config(values, tasks),
+            objective=values["objective"],
             optimizer=optimizer,
             config=settings,
             loader=loader,
+            strategy=build("strategy", StrategyConfig, values["strategy"]),
             skip_limit=prefix.config.skip_limit,
             ranks=ranks,
         ),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lsb import ids as sample_ids
@@ -25,7 +23,7 @@ from lsb.artifact import Counts, Part, Stage, run_stage, scratch
 from lsb.ids import IdArray
 from vlmae.callbacks import History, Quarantine, SaveForResume, Trace, write_history
 from vlmae.checkpoint import CHECKPOINT, build_model, save_checkpoint
-from vlmae.data.batches import INPUTS, CachedClips, LiveClips
+from vlmae.data.batches import CachedClips, LiveClips
 from vlmae.data.encode import QUARANTINE_SCHEMA
 from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint, with_weights
 from vlmae.data.loader import ClipLoader, LoaderConfig
@@ -34,60 +32,22 @@ from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, in_so
 from vlmae.data.tombstones import without_tombstones
 from vlmae.data.whitening import read_whitening
 from vlmae.metrics import choose_threshold
-from vlmae.module import OptimizerConfig, VlmaeModule
-from vlmae.objectives import MultiTaskBinary
+from vlmae.model import VlmaeModel
+from vlmae.module import VlmaeModule
+from vlmae.objectives import Objective
+from vlmae.optimizers import OptimizerConfig
 from vlmae.prediction import predict_clips, prediction_columns
 from vlmae.ranks import Ranks
+from vlmae.strategy import StrategyConfig, whole_state
 from vlmae.towers import build_towers
+from vlmae.trainer import TrainConfig, build_trainer
+from vlmae.tuning import tuning_config
 
 QUARANTINE = "quarantine.parquet"
 FILES = (CHECKPOINT, "training_set.parquet", "validation.parquet", QUARANTINE, "history.csv")
 PLACE = ("split", "shard", "offset", "size", "duration_s")
 # Where a training is written down while it runs: they change no result.
 NOT_HASHED = ("save_every_steps", "trace")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long and on what a model is trained.
-
-    Attributes:
-        seed: of weights, batch order and dropout.
-        epochs: passes over the labels.
-        batch_size: clips a step and rank.
-        accelerator: "cpu" or "gpu"; results are promised equal on equal hardware.
-        threads: torch threads on CPU.
-        target_precision: the operating thresholds are chosen for it on validation labels.
-        inputs: "both", or a control: "vl", "audio", "shuffled_audio".
-        save_every_steps: a killed training goes on from the last save; 0 never saves.
-        trace: folder to write the ids of every step to, or None.
-    """
-
-    seed: int
-    epochs: int
-    batch_size: int
-    accelerator: str
-    threads: int
-    target_precision: float
-    inputs: str
-    save_every_steps: int = 200
-    trace: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.threads < 1 or self.save_every_steps < 0:
-            raise ValueError(
-                f"trainer has epochs {self.epochs}, batch_size {self.batch_size}, threads "
-                f"{self.threads}, save_every_steps {self.save_every_steps}: give at least 1 each, "
-                "or 0 of the last"
-            )
-        if self.accelerator not in ("cpu", "gpu"):
-            raise ValueError(f"trainer.accelerator is {self.accelerator!r}: use cpu or gpu")
-        if not 0 < self.target_precision <= 1:
-            raise ValueError(
-                f"trainer.target_precision is {self.target_precision}: give one in (0, 1]"
-            )
-        if self.inputs not in INPUTS:
-            raise ValueError(f"trainer.inputs is {self.inputs!r}: use one of {', '.join(INPUTS)}")
 
 
 @dataclass(frozen=True)
@@ -99,11 +59,13 @@ class Training:
         whitened: a finished `whiten` stage of this source.
         labelled: training set, see `vlmae.data.labels`; clips that cannot be decoded are left out.
         validation: labels that only choose the operating thresholds.
-        model: "fusion", "tasks", "dropout", "components", see `vlmae.checkpoint.build_model`.
-        task_weights: of the objective.
+        model: "fusion", "tasks", "dropout", "components" and "tuning", see
+            `vlmae.checkpoint.build_model`.
+        objective: Hydra node with `_target_` of an `Objective`, called with the tasks.
         optimizer: its settings.
         config: length, seed, device.
         loader: composition of batches.
+        strategy: how the ranks share the work.
         skip_limit: largest share of undecodable clips.
         ranks: the processes that train together.
     """
@@ -113,10 +75,11 @@ class Training:
     labelled: pa.Table
     validation: pa.Table
     model: Mapping[str, Any]
-    task_weights: Mapping[str, float]
+    objective: Mapping[str, Any]
     optimizer: OptimizerConfig
     config: TrainConfig
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     skip_limit: float = 1.0
     ranks: Ranks = field(default_factory=Ranks)
 
@@ -160,7 +123,8 @@ def train(root: Path, training: Training) -> Stage:
             "train",
             config={
                 "model": dict(training.model),
-                "task_weights": dict(training.task_weights),
+                "objective": dict(training.objective),
+                "strategy": training.strategy.hashed(),
                 "optimizer": asdict(training.optimizer),
                 "train": settings,
                 "loader": training.loader.hashed(),
@@ -173,7 +137,7 @@ def train(root: Path, training: Training) -> Stage:
                 "validation": labels_fingerprint(training.validation, training.tasks),
             },
             parts=[Part("model", FILES, work)],
-            revision=2,
+            revision=3,
         )
 
     def fit(output: Path) -> Counts:
@@ -194,18 +158,19 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
         )
     torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
+    objective = build_objective(training.objective, tasks)
     manifest = _with_places(labelled, source.index)
-    loader = _loader(training, manifest)
-    model = build_model(training.model, source.towers)
-    model.set_whitening(read_whitening(training.whitened))
+    loader = _loader(training, manifest, objective)
     live = isinstance(source, LiveTokens)
     module = VlmaeModule(
-        model,
-        MultiTaskBinary(tasks, dict(training.task_weights)),
+        partial(_fresh_model, training),
+        objective,
         training.optimizer,
-        config.epochs * loader.order.steps(),
+        config.epochs * loader.order.steps() // config.accumulate,
         build_towers(source.towers["vl"], source.towers["audio"]) if live else None,
         config.seed,
+        tuning=tuning_config(training.model.get("tuning")),
+        share=loader.order.per_step,
     )
     history = History()
     quarantine = Quarantine(labelled.num_rows, training.skip_limit)
@@ -215,7 +180,14 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
         callbacks.append(Trace(Path(config.trace)))
     if config.save_every_steps:
         callbacks.append(SaveForResume(unfinished, config.save_every_steps))
-    trainer = _trainer(training, callbacks, output)
+    trainer = build_trainer(
+        config,
+        training.strategy,
+        training.ranks,
+        clip_norm=training.optimizer.clip_norm,
+        callbacks=callbacks,
+        folder=output,
+    )
     resume = unfinished if unfinished.is_file() else None
     try:
         trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
@@ -225,24 +197,42 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
     finally:
         loader.close()
     bad, losses = quarantine.table(), history.losses()
+    state = whole_state(module)
     if not training.ranks.first:
         return {}
     bad = pa.concat_tables([bad, _known_bad(asked, source)])
     write_history(output / "history.csv", losses)
     pq.write_table(bad, output / QUARANTINE)
     pq.write_table(manifest, output / "training_set.parquet")
-    _write_checkpoint(training, module, labelled, output)
+    model = _fresh_model(training)
+    model.load_state_dict(state)
+    _write_checkpoint(training, model, labelled, output)
     usable = asked.num_rows - bad.num_rows
-    return {"labels": usable, "labels skipped": bad.num_rows, **_parameters(module)}
+    parts = {f"trainable: {part}": count for part, count in model.trainable_parameters().items()}
+    return {"labels": usable, "labels skipped": bad.num_rows, **parts}
+
+
+def build_objective(node: Mapping[str, Any], tasks: list[str]) -> Objective:
+    """The objective of a Hydra node, for these tasks."""
+    objective: Objective = instantiate(dict(node), tasks=tasks, _convert_="all")
+    return objective
+
+
+def _fresh_model(training: Training) -> VlmaeModel:
+    """The model before its first step, the same wherever and whenever it is built."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.config.seed)
+        model = build_model(training.model, training.source.towers)
+    model.set_whitening(read_whitening(training.whitened))
+    return model
 
 
 def _write_checkpoint(
-    training: Training, module: VlmaeModule, labelled: pa.Table, output: Path
+    training: Training, model: VlmaeModel, labelled: pa.Table, output: Path
 ) -> None:
     """The checkpoint with its operating thresholds, and the predictions they were chosen on."""
     config, tasks, source = training.config, training.tasks, training.source
     validation = in_source(training.validation, source)
-    model = module.model.to("cpu")
     predictions, found = predict_clips(
         model,
         source,
@@ -282,7 +272,7 @@ def _with_places(labelled: pa.Table, index: pa.Table) -> pa.Table:
     return labelled
 
 
-def _loader(training: Training, manifest: pa.Table) -> ClipLoader:
+def _loader(training: Training, manifest: pa.Table, objective: Objective) -> ClipLoader:
     config, source = training.config, training.source
     labels = label_matrix(manifest, training.tasks)
     clips: CachedClips | LiveClips
@@ -312,7 +302,7 @@ def _loader(training: Training, manifest: pa.Table) -> ClipLoader:
     order = BatchOrder(
         len(clips),
         world=training.ranks.size,
-        config=training.loader.order(config.batch_size, config.seed),
+        config=training.loader.order(config.batch_size, config.seed, config.accumulate),
         weights=manifest[WEIGHT].to_numpy(),
         lengths=manifest["duration_s"].to_numpy(),
         places=places,
@@ -324,6 +314,7 @@ def _loader(training: Training, manifest: pa.Table) -> ClipLoader:
         workers=training.loader.workers,
         prefetch=training.loader.prefetch,
         data=labels_fingerprint(manifest, training.tasks),
+        terms=objective.terms(torch.from_numpy(labels)).numpy(),
     )
 
 
@@ -335,40 +326,3 @@ def _known_bad(asked: pa.Table, source: TokenSource) -> pa.Table:
     ids: IdArray = sample_ids.from_arrow(quarantine["id"])
     held = np.isin(ids, sample_ids.from_arrow(asked["id"]))
     return quarantine.take(np.flatnonzero(held))
-
-
-def _parameters(module: VlmaeModule) -> Counts:
-    parts = module.model.trainable_parameters()
-    return {f"trainable: {part}": count for part, count in parts.items()}
-
-
-def _trainer(training: Training, callbacks: list[Callback], folder: Path) -> Trainer:
-    config, ranks = training.config, training.ranks
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Raised inside Lightning 2.6 about its own use of torch; nothing here can change it.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    # A module whose suffix keeps its batch norms in evaluation mode does so on purpose.
-    warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    bar = sys.stderr.isatty() and ranks.first
-    return Trainer(
-        max_epochs=config.epochs,
-        # Inside a SLURM job Lightning would requeue by itself and start from checkpoints that it
-        # finds in the current folder: only `launch` requeues (design, contract 9).
-        plugins=[TorchElasticEnvironment() if ranks.size > 1 else LightningEnvironment()],
-        default_root_dir=folder,
-        accelerator=config.accelerator,
-        devices=ranks.local_size,
-        num_nodes=ranks.size // ranks.local_size,
-        strategy="ddp" if ranks.size > 1 else "auto",
-        # Batches are dealt to ranks by `vlmae.data.order`.
-        use_distributed_sampler=False,
-        deterministic=True,
-        gradient_clip_val=training.optimizer.clip_norm,
-        # A bar is for a terminal; a log file gets the lines that `launch` writes.
-        enable_progress_bar=bar,
-        callbacks=[*callbacks, *([TQDMProgressBar(leave=False)] if bar else [])],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )

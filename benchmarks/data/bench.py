@@ -182,7 +182,7 @@ class Bench:
                 labelled=self.labelled().drop_columns(list(PLACE)),
                 validation=self.labelled(("gold",)).drop_columns(list(PLACE)),
                 model=settings.model,
-                task_weights=settings.task_weights,
+                objective=settings.objective,
                 optimizer=settings.optimizer,
                 config=replace(settings.train, epochs=2 if self.quick else 5),
             ),

@@ -31,8 +31,8 @@ from vlmae.data.prefix_cache import cache_prefix
 from vlmae.data.token_source import LiveTokens
 from vlmae.data.whitening import read_whitening
 from vlmae.module import VlmaeModule
-from vlmae.objectives import MultiTaskBinary
 from vlmae.prediction import Predictions, predict_clips
+from vlmae.training import build_objective
 
 NAME = "epochs"
 TOLERANCE = 2e-3
@@ -240,7 +240,7 @@ def _epochs(
     model.set_whitening(read_whitening(bench.whitened))
     module = VlmaeModule(
         model,
-        MultiTaskBinary(list(settings.tasks), dict(settings.task_weights)),
+        build_objective(settings.objective, list(settings.tasks)),
         settings.optimizer,
         epochs * loader.order.steps(),
         bench.towers if live else None,

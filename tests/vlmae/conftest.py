@@ -28,9 +28,10 @@ from vlmae.data.prepare import PrepareConfig, prepare, read_truth
 from vlmae.data.records import END_OF_TAR, write_sample
 from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import whiten
-from vlmae.module import OptimizerConfig
+from vlmae.optimizers import OptimizerConfig
 from vlmae.towers import Towers, build_towers
-from vlmae.training import TrainConfig, Training, train
+from vlmae.trainer import TrainConfig
+from vlmae.training import Training, train
 
 VL = {
     "_target_": "vlmae.backbones.vision_language.ImageTextEncoder",
@@ -41,6 +42,7 @@ VL = {
 }
 AUDIO = {"_target_": "vlmae.backbones.audio.WhisperEncoder", "pool": 10}
 TASKS = ("relevance", "unsafe")
+OBJECTIVE = {"_target_": "vlmae.objectives.MultiTaskBinary", "weights": {}}
 COMPONENTS = 8
 POLICY = DecodePolicy(frames=2, backend="pyav")
 TOKENS = PrefixConfig(dtype="float16", processes=1, threads=1, skip_limit=0.5)
@@ -181,7 +183,7 @@ def train_in(
             "labelled": labels_of("first"),
             "validation": labels_of("gold"),
             "model": model_config,
-            "task_weights": {},
+            "objective": OBJECTIVE,
             "optimizer": OptimizerConfig(learning_rate, 0.0, 0.1, 1.0),
             "config": TrainConfig(0, epochs, 8, "cpu", 1, 0.8, "both"),
         }

@@ -20,7 +20,7 @@ from vlmae.data.batches import Batch, ClipBatch
 from vlmae.data.decode import BadClipError
 from vlmae.data.loader import LoaderConfig
 from vlmae.module import VlmaeModule
-from vlmae.training import TrainConfig
+from vlmae.trainer import TrainConfig
 
 TrainIn = Callable[..., Stage]
 LOSSES = {(epoch, step): 1 / (1 + epoch + 0.1 * step) for epoch in range(3) for step in range(4)}

@@ -22,8 +22,9 @@ from vlmae.data.prefix_cache import Prefix
 from vlmae.data.token_source import LiveTokens
 from vlmae.data.whitening import whiten
 from vlmae.embedding import EmbedConfig, embed_pooled
-from vlmae.module import OptimizerConfig
-from vlmae.training import QUARANTINE, TrainConfig, Training, train
+from vlmae.optimizers import OptimizerConfig
+from vlmae.trainer import TrainConfig
+from vlmae.training import QUARANTINE, Training, train
 
 CLIPS, SHARDS, EVERY = 1000, 4, 20
 POLICY = DecodePolicy(frames=1, backend="pyav")
@@ -143,7 +144,7 @@ def training_of(root: Path, source: LiveTokens, keys: list[str], limit: float) -
             "components": 4,
             "dropout": 0.0,
         },
-        task_weights={},
+        objective={"_target_": "vlmae.objectives.MultiTaskBinary", "weights": {}},
         optimizer=OptimizerConfig(1e-3, 0.0, 0.0, 1.0),
         config=TrainConfig(0, 1, 25, "cpu", 1, 0.8, "both"),
         loader=LoaderConfig(workers=2),

@@ -32,9 +32,10 @@ from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import CachedTokens
 from vlmae.data.tombstones import read_tombstones, without_tombstones
 from vlmae.evaluation import EvaluateConfig, evaluate
-from vlmae.module import OptimizerConfig
+from vlmae.optimizers import OptimizerConfig
 from vlmae.takedown import report, take_down
-from vlmae.training import TrainConfig, Training, train
+from vlmae.trainer import TrainConfig
+from vlmae.training import Training, train
 
 __all__ = ["made", "world"]
 
@@ -281,7 +282,7 @@ def small_training(world: World, source: CachedTokens, whitened: Stage, **tables
         source=source,
         whitened=whitened,
         model=config["model"],
-        task_weights={},
+        objective={"_target_": "vlmae.objectives.MultiTaskBinary", "weights": {}},
         optimizer=OptimizerConfig(3e-3, 0.0, 0.1, 1.0),
         config=TrainConfig(0, 1, 8, "cpu", 1, 0.8, "both"),
         **tables,

@@ -25,7 +25,7 @@ from vlmae.data.prepare import read_truth
 from vlmae.data.token_source import CachedTokens, LiveTokens, open_source
 from vlmae.data.token_table import widths
 from vlmae.prediction import predict_clips
-from vlmae.training import TrainConfig
+from vlmae.trainer import TrainConfig
 
 MediaMaker = Callable[..., bytes]
 DataMaker = Callable[..., Stage]

@@ -22,8 +22,9 @@ from vlmae.data.decode import DecodePolicy, decode_sample
 from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
 from vlmae.data.prepare import read_index, read_truth
 from vlmae.data.ranges import RangeReader, tar_members
-from vlmae.module import OptimizerConfig, VlmaeModule
+from vlmae.module import VlmaeModule
 from vlmae.objectives import MultiTaskBinary
+from vlmae.optimizers import OptimizerConfig
 from vlmae.towers import Towers
 
 MediaMaker = Callable[..., bytes]

@@ -29,10 +29,11 @@ from vlmae.data.prefix_cache import PrefixCache
 from vlmae.data.token_source import CachedTokens, in_source
 from vlmae.data.whitening import read_whitening
 from vlmae.metrics import choose_threshold
-from vlmae.module import OptimizerConfig, VlmaeModule
+from vlmae.module import VlmaeModule
 from vlmae.objectives import MultiTaskBinary
+from vlmae.optimizers import OptimizerConfig
 from vlmae.prediction import predict
-from vlmae.training import TrainConfig
+from vlmae.trainer import TrainConfig
 
 TrainIn = Callable[..., Stage]
 LabelTable = Callable[..., pa.Table]
@@ -89,12 +90,13 @@ def test_what_matters_is_part_of_the_name(
 ) -> None:
     base = {"seed": 0, "epochs": 2, "batch_size": 8, "accelerator": "cpu", "threads": 1}
     base |= {"target_precision": 0.8, "inputs": "both"}
+    weighted = {"_target_": "vlmae.objectives.MultiTaskBinary", "weights": {"unsafe": 2.0}}
     options: dict[str, dict[str, Any]] = {
         "seed": {"config": TrainConfig(**{**base, "seed": 1})},
         "inputs": {"config": TrainConfig(**{**base, "inputs": "shuffled_audio"})},
         "epochs": {"config": TrainConfig(**{**base, "epochs": 1})},
         "labels": {"labelled": labels_of("first", limit=20)},
-        "weights": {"task_weights": {"unsafe": 2.0}},
+        "weights": {"objective": weighted},
     }
     other = train_in(tmp_path, **options[change])
     assert other.path.name != trained.path.name

@@ -32,16 +32,20 @@ class Batch:
         streams: stream name -> tokens (B, T, width), in the dtype they are kept in.
         labels: (B, K) int64 in {1, 0, -1}; -1 is missing.
         ids: (B,) ids of the clips.
+        totals: (T,) loss terms in the whole step of the optimiser, over ranks and accumulation
+            (`Objective.terms`); None counts those of this batch alone.
     """
 
     streams: Mapping[str, Tokens]
     labels: Tensor
     ids: IdArray
+    totals: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         moved = {name: tokens.to(device) for name, tokens in self.streams.items()}
-        return Batch(moved, self.labels.to(device), self.ids)
+        totals = None if self.totals is None else self.totals.to(device)
+        return Batch(moved, self.labels.to(device), self.ids, totals)
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,20 @@ class ClipBatch:
         labels: (B, K) int64 in {1, 0, -1}; -1 is missing.
         ids: (B,) ids of the clips.
         bad: those that cannot be used.
+        totals: see `Batch`; a clip that cannot be used is counted with the labels it has, so that
+            all ranks agree on the number without a word.
     """
 
     clips: Sequence[Clip]
     labels: Tensor
     ids: IdArray
     bad: Sequence[BadClipError] = field(default=())
+    totals: Tensor | None = None
 
     def to(self, device: torch.device) -> ClipBatch:
         """Labels on a device; clips move when they are encoded."""
-        return ClipBatch(self.clips, self.labels.to(device), self.ids, self.bad)
+        totals = None if self.totals is None else self.totals.to(device)
+        return ClipBatch(self.clips, self.labels.to(device), self.ids, self.bad, totals)
 
 
 class CachedClips:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from lsb import ids as sample_ids
 from lsb.artifact import fingerprint
 from lsb.labelled import LABEL
-from vlmae.objectives.binary import MISSING
+from vlmae.objectives import MISSING
 
 WEIGHT = "weight"
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lsb.artifact import fingerprint
@@ -53,9 +57,11 @@ class LoaderConfig:
                 raise ValueError(f"loader weight {name} is {weight}: give a number above 0")
         self.order(1, 0)
 
-    def order(self, batch_size: int, seed: int) -> OrderConfig:
+    def order(self, batch_size: int, seed: int, accumulate: int = 1) -> OrderConfig:
         """The part that decides which clips make up which batch."""
-        return OrderConfig(batch_size, seed, self.run_clips, self.bucket_batches, self.remainder)
+        return OrderConfig(
+            batch_size, seed, self.run_clips, self.bucket_batches, self.remainder, accumulate
+        )
 
     def hashed(self) -> dict[str, Any]:
         """What changes results."""
@@ -81,6 +87,9 @@ class ClipLoader:
         rank: whose batches, from 0 to `order.world` - 1.
         workers, prefetch: see `LoaderConfig`.
         data: fingerprint of the training set; a state of another one is refused.
+        terms: (N, T) how many loss terms of each kind a clip has (`Objective.terms`), or None. With
+            it every batch is told the `totals` of its whole step, over all ranks and all
+            micro-batches that are accumulated, which nobody then has to ask the other ranks for.
     """
 
     def __init__(
@@ -92,6 +101,7 @@ class ClipLoader:
         workers: int = 0,
         prefetch: int = 2,
         data: str = "",
+        terms: npt.NDArray[np.float32] | None = None,
     ) -> None:
         if not 0 <= rank < order.world:
             raise ValueError(f"rank {rank} of {order.world}: give one from 0 to {order.world - 1}")
@@ -99,7 +109,10 @@ class ClipLoader:
         self.batch_size = order.config.batch_size
         self._prefetch = prefetch
         self._data = data
+        self._terms = terms
         self._epoch, self._consumed, self._handed = 0, 0, 0
+        # Where steps are counted from: a resume may be in the midst of other ranks' steps.
+        self._origin = 0
         self._running: Iterator[Any] | None = None
 
     def __len__(self) -> int:
@@ -117,6 +130,8 @@ class ClipLoader:
             except BaseException:
                 self.close()  # it has moved on past the batch that failed, the cursor has not
                 raise
+            if self._terms is not None:
+                made = replace(made, totals=self._totals(self._terms))
             self._consumed += self.order.world
             self._handed += 1
             yield made
@@ -163,10 +178,19 @@ class ClipLoader:
             )
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
         self._handed = int(state["steps"])
+        self._origin = self._consumed
         self.close()
 
     def _turn(self) -> None:
         self._epoch, self._consumed, self._handed = self._epoch + 1, 0, 0
+        self._origin = 0
+
+    def _totals(self, terms: npt.NDArray[np.float32]) -> Tensor:
+        """(T,) loss terms in the step that the next batch belongs to."""
+        length = self.order.per_step
+        start = self._consumed - (self._consumed - self._origin) % length
+        rows = [self.order.batch(self._epoch, number) for number in range(start, start + length)]
+        return torch.from_numpy(terms[np.concatenate(rows)].sum(axis=0))
 
     def _identity(self) -> dict[str, Any]:
         config = self.order.config
@@ -175,7 +199,9 @@ class ClipLoader:
             "draws": self.order.draws,
             "batch_size": config.batch_size,
             "seed": config.seed,
-            "settings": fingerprint([config.run_clips, config.bucket_batches, config.remainder]),
+            "settings": fingerprint(
+                [config.run_clips, config.bucket_batches, config.remainder, config.accumulate]
+            ),
         }
 
     def _loader(self) -> DataLoader[Any]:

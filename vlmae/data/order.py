@@ -39,6 +39,7 @@ class OrderConfig:
             batch are similar and little is padded; 1 does not sort.
         remainder: "repeat" fills the last batch and the last step with clips from the start of the
             epoch, "drop" leaves out what does not fill them.
+        accumulate: micro-batches of one rank in a step of the optimiser; epochs are whole steps.
     """
 
     batch_size: int
@@ -46,9 +47,10 @@ class OrderConfig:
     run_clips: int = 1
     bucket_batches: int = 1
     remainder: str = "repeat"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "run_clips", "bucket_batches"):
+        for name in ("batch_size", "run_clips", "bucket_batches", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loader.{name} is {getattr(self, name)}: give at least 1")
         if self.remainder not in REMAINDERS:
@@ -93,11 +95,15 @@ class BatchOrder:
         self._lengths = lengths
         self._places = np.arange(clips, dtype=np.int64) if places is None else places
         total = clips if self._weights is None else _draws(self._weights)
-        if total < config.batch_size * world:
+        # What all ranks consume between two steps of the optimiser.
+        self.per_step = world * config.accumulate
+        if total < config.batch_size * self.per_step:
+            batches = f" times {config.accumulate} batches" if config.accumulate > 1 else ""
             raise ValueError(
                 f"{total} draws of {clips} clips cannot fill one step of {world} ranks with "
-                f"{config.batch_size} clips each: use a batch_size of at most "
-                f"{max(1, total // world)}, at most {max(1, total)} ranks, or label more clips"
+                f"{config.batch_size} clips{batches} each: use a batch_size of at most "
+                f"{max(1, total // self.per_step)}, at most {max(1, total)} ranks, or label more "
+                "clips"
             )
         self.draws = total
         whole = total // config.batch_size
@@ -105,12 +111,15 @@ class BatchOrder:
         self._cached: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def steps(self, consumed: int = 0) -> int:
-        """Steps left in an epoch of which `consumed` micro-batches are consumed.
+        """Micro-batches of a rank left in an epoch of which all ranks have consumed `consumed`.
 
-        More than there are may be consumed: those that filled up the last step of other ranks.
+        A multiple of `accumulate`. More than there are may be consumed: those that filled up the
+        last step of other ranks.
         """
         left = max(0, self.micro_batches - consumed)
-        return left // self.world if self.config.remainder == "drop" else -(-left // self.world)
+        drop = self.config.remainder == "drop"
+        steps = left // self.per_step if drop else -(-left // self.per_step)
+        return steps * self.config.accumulate
 
     def batch(self, epoch: int, number: int) -> Indices:
         """(batch_size,) clips of micro-batch `number` of an epoch.

@@ -1,0 +1,126 @@
+"""The Lightning trainer of a training: length, precision, strategy, callbacks."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+from vlmae.data.batches import INPUTS
+from vlmae.ranks import Ranks
+from vlmae.strategy import StrategyConfig, build_strategy
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and on what a model is trained.
+
+    Attributes:
+        seed: of weights, batch order and dropout.
+        epochs: passes over the labels.
+        batch_size: clips a step and rank.
+        accelerator: "cpu" or "gpu"; results are promised equal on equal hardware.
+        threads: torch threads on CPU.
+        target_precision: the operating thresholds are chosen for it on validation labels.
+        inputs: "both", or a control: "vl", "audio", "shuffled_audio".
+        accumulate: batches of every rank in a step of the optimiser.
+        precision: "32-true" or "bf16-mixed".
+        checkpoint_blocks: recompute the tuned blocks in the backward pass instead of keeping their
+            activations.
+        save_every_steps: a killed training goes on from the last save; 0 never saves.
+        trace: folder to write the ids of every step to, or None.
+    """
+
+    seed: int
+    epochs: int
+    batch_size: int
+    accelerator: str
+    threads: int
+    target_precision: float
+    inputs: str
+    accumulate: int = 1
+    precision: str = "32-true"
+    checkpoint_blocks: bool = False
+    save_every_steps: int = 200
+    trace: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.threads < 1 or self.save_every_steps < 0:
+            raise ValueError(
+                f"trainer has epochs {self.epochs}, batch_size {self.batch_size}, threads "
+                f"{self.threads}, save_every_steps {self.save_every_steps}: give at least 1 each, "
+                "or 0 of the last"
+            )
+        if self.accelerator not in ("cpu", "gpu"):
+            raise ValueError(f"trainer.accelerator is {self.accelerator!r}: use cpu or gpu")
+        if not 0 < self.target_precision <= 1:
+            raise ValueError(
+                f"trainer.target_precision is {self.target_precision}: give one in (0, 1]"
+            )
+        if self.accumulate < 1 or self.precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer has accumulate {self.accumulate}, precision {self.precision!r}: give at "
+                f"least 1, and one of {', '.join(PRECISIONS)}"
+            )
+        if self.inputs not in INPUTS:
+            raise ValueError(f"trainer.inputs is {self.inputs!r}: use one of {', '.join(INPUTS)}")
+
+
+def build_trainer(
+    config: TrainConfig,
+    strategy: StrategyConfig,
+    ranks: Ranks,
+    *,
+    clip_norm: float,
+    callbacks: Sequence[Callback],
+    folder: Path,
+) -> Trainer:
+    """The trainer of one rank.
+
+    Args:
+        config: length, device, precision.
+        strategy: how the ranks share the work.
+        ranks: the processes that train together.
+        clip_norm: gradient norm limit.
+        callbacks: of the training.
+        folder: that Lightning may write to.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Raised inside Lightning 2.6 about its own use of torch; nothing here can change it.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # A module whose suffix keeps its batch norms in evaluation mode does so on purpose.
+    warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    bar = sys.stderr.isatty() and ranks.first
+    return Trainer(
+        max_epochs=config.epochs,
+        # Inside a SLURM job Lightning would requeue by itself and start from checkpoints that it
+        # finds in the current folder: only `launch` requeues (design, contract 9).
+        plugins=[TorchElasticEnvironment() if ranks.size > 1 else LightningEnvironment()],
+        default_root_dir=folder,
+        accelerator=config.accelerator,
+        devices=ranks.local_size,
+        num_nodes=ranks.size // ranks.local_size,
+        strategy=build_strategy(strategy, config, ranks),
+        precision=config.precision,
+        accumulate_grad_batches=config.accumulate,
+        # Batches are dealt to ranks by `vlmae.data.order`.
+        use_distributed_sampler=False,
+        deterministic=True,
+        gradient_clip_val=clip_norm,
+        # A bar is for a terminal; a log file gets the lines that `launch` writes.
+        enable_progress_bar=bar,
+        callbacks=[*callbacks, *([TQDMProgressBar(leave=False)] if bar else [])],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
