@@ -21,18 +21,19 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.data.prepare import TASKS, PrepareConfig, data_config
 from vlmae.evaluation import EvaluateConfig
+from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
 from vlmae.settings import PREPARED, model_config, tower_nodes
 from vlmae.strategy import StrategyConfig
 from vlmae.trainer import TrainConfig
 
 # Keys that say where and how fast, not what: a run may be continued with other values.
-NOT_IDENTITY = ("runs", "rounds", "arms", "controls")
+NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger")
 NOT_IDENTITY_OF = {
     "data": ("sources", "cache", "processes"),
     "prefix": ("processes", "use"),
     "loader": ("workers", "prefetch"),
-    "trainer": ("save_every_steps", "trace"),
+    "trainer": ("save_every_steps", "trace", "profiler"),
 }
 
 
@@ -84,6 +85,7 @@ class Settings:
         strategy: how ranks share the work.
         optimizer: its settings.
         train: length, seed, device.
+        logger: what trainings log where.
         evaluate: metrics.
         expand: acquisition, seeds, LT, search, selection.
         oracle: noise and seed of the simulated annotator.
@@ -109,6 +111,7 @@ class Settings:
     strategy: StrategyConfig
     optimizer: OptimizerConfig
     train: TrainConfig
+    logger: LoggerConfig
     evaluate: EvaluateConfig
     expand: ExpandConfig
     oracle: OracleOptions
@@ -171,6 +174,7 @@ class Settings:
             strategy=build("strategy", StrategyConfig, values["strategy"]),
             optimizer=build("optimizer", OptimizerConfig, values["optimizer"]),
             train=build("trainer", TrainConfig, values["trainer"]),
+            logger=build("logger", LoggerConfig, values["logger"]),
             evaluate=build("evaluation", EvaluateConfig, values["evaluation"]),
             expand=ExpandConfig(
                 acquisition=acquisition,

@@ -79,6 +79,8 @@ def train_stage(settings: Settings, shared: Shared, labelled: pa.Table, gold: pa
             config=settings.train,
             loader=settings.loader,
             strategy=settings.strategy,
+            logs=settings.runs / "logs",
+            logger=settings.logger,
             skip_limit=settings.prefix.skip_limit,
         ),
     )

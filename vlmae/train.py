@@ -22,6 +22,7 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import TokenSource, open_source
 from vlmae.data.whitening import whiten
+from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
 from vlmae.ranks import Ranks
 from vlmae.settings import model_config, prefix_of, prepared_data
@@ -75,6 +76,8 @@ def _train(values: dict[str, Any], ranks: Ranks) -> None:
             strategy=build("strategy", StrategyConfig, values["strategy"]),
             skip_limit=prefix.config.skip_limit,
             ranks=ranks,
+            logs=root.parent / "logs",
+            logger=build("logger", LoggerConfig, values["logger"]),
         ),
     )
     if ranks.first:

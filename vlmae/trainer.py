@@ -10,14 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 
 from vlmae.data.batches import INPUTS
+from vlmae.pace import Pace
 from vlmae.ranks import Ranks
 from vlmae.strategy import StrategyConfig, build_strategy
 
 PRECISIONS = ("32-true", "bf16-mixed")
+PROFILERS = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class TrainConfig:
             activations.
         save_every_steps: a killed training goes on from the last save; 0 never saves.
         trace: folder to write the ids of every step to, or None.
+        profiler: "simple", "advanced" or "pytorch" (Lightning's), or None; its report goes to the
+            logs.
     """
 
     seed: int
@@ -52,6 +67,7 @@ class TrainConfig:
     checkpoint_blocks: bool = False
     save_every_steps: int = 200
     trace: str | None = None
+    profiler: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.threads < 1 or self.save_every_steps < 0:
@@ -71,6 +87,10 @@ class TrainConfig:
                 f"trainer has accumulate {self.accumulate}, precision {self.precision!r}: give at "
                 f"least 1, and one of {', '.join(PRECISIONS)}"
             )
+        if self.profiler is not None and self.profiler not in PROFILERS:
+            raise ValueError(
+                f"trainer.profiler is {self.profiler!r}: use one of {', '.join(PROFILERS)}, or null"
+            )
         if self.inputs not in INPUTS:
             raise ValueError(f"trainer.inputs is {self.inputs!r}: use one of {', '.join(INPUTS)}")
 
@@ -83,6 +103,8 @@ def build_trainer(
     clip_norm: float,
     callbacks: Sequence[Callback],
     folder: Path,
+    loggers: Sequence[Logger] = (),
+    log_every: int = 10,
 ) -> Trainer:
     """The trainer of one rank.
 
@@ -93,6 +115,8 @@ def build_trainer(
         clip_norm: gradient norm limit.
         callbacks: of the training.
         folder: that Lightning may write to.
+        loggers: of the first rank; the others have none.
+        log_every: steps between two lines of the logs.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Raised inside Lightning 2.6 about its own use of torch; nothing here can change it.
@@ -119,8 +143,23 @@ def build_trainer(
         gradient_clip_val=clip_norm,
         # A bar is for a terminal; a log file gets the lines that `launch` writes.
         enable_progress_bar=bar,
-        callbacks=[*callbacks, *([TQDMProgressBar(leave=False)] if bar else [])],
-        logger=False,
+        callbacks=[
+            *callbacks,
+            *([Pace(log_every), LearningRateMonitor("step")] if loggers else []),
+            *([TQDMProgressBar(leave=False)] if bar else []),
+        ],
+        logger=list(loggers) or False,
+        log_every_n_steps=log_every,
+        profiler=_profiler(config, loggers),
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+
+
+def _profiler(config: TrainConfig, loggers: Sequence[Logger]) -> Profiler | None:
+    """Of the ranks that have logs to write its report to."""
+    if config.profiler is None or not loggers:
+        return None
+    kind = PROFILERS[config.profiler]
+    profiler: Profiler = kind(dirpath=loggers[0].log_dir, filename="profile")
+    return profiler

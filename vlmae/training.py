@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lsb import ids as sample_ids
@@ -31,6 +32,7 @@ from vlmae.data.order import BatchOrder
 from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
 from vlmae.data.whitening import read_whitening
+from vlmae.loggers import LoggerConfig, build_loggers, close_loggers
 from vlmae.metrics import choose_threshold
 from vlmae.model import VlmaeModel
 from vlmae.module import VlmaeModule
@@ -47,7 +49,7 @@ QUARANTINE = "quarantine.parquet"
 FILES = (CHECKPOINT, "training_set.parquet", "validation.parquet", QUARANTINE, "history.csv")
 PLACE = ("split", "shard", "offset", "size", "duration_s")
 # Where a training is written down while it runs: they change no result.
-NOT_HASHED = ("save_every_steps", "trace")
+NOT_HASHED = ("save_every_steps", "trace", "profiler")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Training:
         strategy: how the ranks share the work.
         skip_limit: largest share of undecodable clips.
         ranks: the processes that train together.
+        logs: folder of all logs, or None to write none; changes no result.
+        logger: what is logged where.
     """
 
     source: TokenSource
@@ -82,6 +86,8 @@ class Training:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     skip_limit: float = 1.0
     ranks: Ranks = field(default_factory=Ranks)
+    logs: Path | None = None
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     @property
     def tasks(self) -> list[str]:
@@ -174,6 +180,7 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
     )
     history = History()
     quarantine = Quarantine(labelled.num_rows, training.skip_limit)
+    loggers = _loggers(training, output)
     unfinished = scratch(output) / "resume.ckpt"
     callbacks: list[Callback] = [history, quarantine]
     if config.trace:
@@ -187,6 +194,8 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
         clip_norm=training.optimizer.clip_norm,
         callbacks=callbacks,
         folder=output,
+        loggers=loggers,
+        log_every=training.logger.every_steps,
     )
     resume = unfinished if unfinished.is_file() else None
     try:
@@ -196,6 +205,7 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
         raise SystemExit(143) from None
     finally:
         loader.close()
+        close_loggers(loggers)
     bad, losses = quarantine.table(), history.losses()
     state = whole_state(module)
     if not training.ranks.first:
@@ -210,6 +220,20 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
     usable = asked.num_rows - bad.num_rows
     parts = {f"trainable: {part}": count for part, count in model.trainable_parameters().items()}
     return {"labels": usable, "labels skipped": bad.num_rows, **parts}
+
+
+def _loggers(training: Training, output: Path) -> list[Logger]:
+    """Of the first rank, in a folder named as the stage will be."""
+    if training.logs is None or not training.ranks.first:
+        return []
+    name = output.parent.name.split(".")[0]
+    settings = {
+        "model": training.model,
+        "optimizer": asdict(training.optimizer),
+        "trainer": asdict(training.config),
+        "strategy": training.strategy.hashed(),
+    }
+    return build_loggers(training.logger, training.logs / name, settings)
 
 
 def build_objective(node: Mapping[str, Any], tasks: list[str]) -> Objective:
