@@ -1,4 +1,4 @@
-"""Recall at a precision and average precision, exact, with bootstrap intervals.
+"""Recall at a precision and average precision, exact, with bootstrap intervals; calibration error.
 
 R@P80 is the headline metric of Sun et al. 2025: the largest recall over thresholds whose precision
 is at least 80 %, 0 if there is none. Equal scores share a threshold: a cut cannot separate them.
@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torchmetrics.functional.classification import binary_calibration_error
 
 FloatArray = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
+BINS = 15
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,51 @@ def bootstrap(
     weights = np.ones((resamples + 1, count))
     if count:
         weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
-    if metric == "recall_at_precision":
-        values = _recall_at_precision(scores, labels, weights, target)
-    elif metric == "average_precision":
-        values = _average_precision(scores, labels, weights)
-    else:
-        raise ValueError(
-            f"metric must be 'recall_at_precision' or 'average_precision', got {metric!r}"
-        )
+    values = _weighted(metric, scores, labels, weights, target)
     drawn = values[1:][~np.isnan(values[1:])]
     if np.isnan(values[0]) or drawn.size == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values[0]), float(low), float(high))
+
+
+def bootstrap_seeds(
+    metric: str,
+    scores_SN: FloatArray,
+    labels: BoolArray,
+    *,
+    target: float,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of a metric over seeds, and its percentile interval over clips and seeds together.
+
+    A resample draws N clips, the same for all seeds, and S seeds, and averages over these.
+
+    Args:
+        metric: "recall_at_precision" or "average_precision".
+        scores_SN: (S, N) scores of S trainings on the same clips.
+        labels: (N,) bool.
+        target: precision, for "recall_at_precision".
+        resamples: how often clips and seeds are drawn with replacement.
+        seed: of the draws.
+        level: mass inside the interval.
+    """
+    count, generator = scores_SN.shape[1], np.random.default_rng(seed)
+    weights = np.ones((resamples + 1, count))
+    if count:
+        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    values = np.stack([_weighted(metric, row, labels, weights, target) for row in scores_SN])
+    seeds = len(scores_SN)
+    drawn = generator.integers(seeds, size=(resamples, seeds))
+    means = values[drawn, np.arange(1, resamples + 1)[:, None]].mean(axis=1)
+    means = means[~np.isnan(means)]
+    value = float(values[:, 0].mean())
+    if np.isnan(value) or means.size == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
 
 
 def choose_threshold(scores: FloatArray, labels: BoolArray, target: float) -> float:
@@ -131,6 +166,43 @@ def operating_point(scores: FloatArray, labels: BoolArray, threshold: float) -> 
         hits / int(called.sum()) if called.any() else float("nan"),
         hits / int(labels.sum()) if labels.any() else float("nan"),
     )
+
+
+def calibration_error(scores: FloatArray, labels: BoolArray) -> float:
+    """Expected calibration error of the positive class, in 15 bins of equal width.
+
+    The mean over clips of how far the mean probability of a bin is from its share of positives.
+    Source: Guo et al. 2017 (arXiv 1706.04599), there of the predicted class.
+
+    Args:
+        scores: (N,) probabilities in [0, 1].
+        labels: (N,) bool.
+
+    Returns:
+        NaN if there is no clip.
+    """
+    _check(scores, labels)
+    if scores.size == 0:
+        return float("nan")
+    if scores.min() < 0 or scores.max() > 1:
+        raise ValueError(
+            f"scores are from {scores.min():.3g} to {scores.max():.3g}: give probabilities"
+        )
+    values = torch.from_numpy(np.ascontiguousarray(scores, np.float32))
+    truth = torch.from_numpy(labels.astype(np.int64))
+    return float(binary_calibration_error(values, truth, n_bins=BINS, norm="l1"))
+
+
+def _weighted(
+    metric: str, scores: FloatArray, labels: BoolArray, weights_RN: FloatArray, target: float
+) -> FloatArray:
+    """(R,) a metric under each row of clip weights."""
+    _check(scores, labels)
+    if metric == "recall_at_precision":
+        return _recall_at_precision(scores, labels, weights_RN, target)
+    if metric == "average_precision":
+        return _average_precision(scores, labels, weights_RN)
+    raise ValueError(f"metric must be 'recall_at_precision' or 'average_precision', got {metric!r}")
 
 
 def _check(scores: FloatArray, labels: BoolArray) -> None:
