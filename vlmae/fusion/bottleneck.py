@@ -81,9 +81,7 @@ class BottleneckFusion(Fusion):
         return Fused(shares[:, 0, 0] * v + shares[:, 1, 0] * a)
 
 
-def _with_bottleneck(
-    block: nn.Module, tokens: Tokens, bottleneck: Tokens
-) -> tuple[Tokens, Tensor]:
+def _with_bottleneck(block: nn.Module, tokens: Tokens, bottleneck: Tokens) -> tuple[Tokens, Tensor]:
     """One layer over a modality's tokens and the bottleneck: both after it."""
     joined = concatenate([bottleneck, tokens])
     after = block(joined, joined).values

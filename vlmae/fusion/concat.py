@@ -14,7 +14,7 @@ from vlmae.tokens import Fused, Tokens
 
 
 class ConcatFusion(Fusion):
-    """The embedding (B, D) is the MLP's output; a missing modality is a vector of zeros.
+    """The embedding (B, D) is the MLP's output; the mean of a missing modality is zero.
 
     Both means are normalised first, so that neither tower is the louder one at the start.
 

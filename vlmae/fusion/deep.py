@@ -51,8 +51,8 @@ class DeepFusion(Fusion):
         """
         if not any(blocks.numbers for blocks in streams.values()):
             raise ValueError(
-                "fusion deep needs a transformer VL backbone with blocks behind the cut: set "
-                "tuning.vl.blocks to 1 or more (convolutions have none)"
+                "fusion deep needs a transformer VL backbone with blocks behind the cut: choose "
+                "tuning=deep, or set tuning.vl.blocks to 1 or more (convolutions have none)"
             )
         for stream, blocks in streams.items():
             check_heads(self.attention_heads, blocks.width, f"the hidden width of {stream!r},")
@@ -74,7 +74,7 @@ class DeepFusion(Fusion):
         assert isinstance(adapters, nn.ModuleDict)
 
         def before(number: int, hidden: Tokens) -> Tokens:
-            adapted: Tokens = adapters[str(number)](hidden.zero_masked(), audio)
+            adapted: Tokens = adapters[str(number)](hidden, audio)
             return adapted
 
         return before
