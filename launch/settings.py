@@ -33,7 +33,7 @@ NOT_IDENTITY_OF = {
     "data": ("sources", "cache", "processes"),
     "prefix": ("processes", "use"),
     "loader": ("workers", "prefetch"),
-    "trainer": ("save_every_steps", "trace", "profiler"),
+    "trainer": ("save_every_steps", "keep_saves", "resume_from", "trace", "profiler"),
 }
 
 

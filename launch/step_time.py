@@ -16,8 +16,8 @@ from vlmae.checkpoint import build_model
 from vlmae.data.batches import CachedClips
 from vlmae.data.labels import label_matrix
 from vlmae.data.whitening import read_whitening
+from vlmae.objectives import build_objective
 from vlmae.optimizers import build_optimizer
-from vlmae.training import build_objective
 from vlmae.tuning import tuning_config
 
 TURNS, STEPS = 15, 4

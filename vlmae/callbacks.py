@@ -7,10 +7,10 @@ an epoch ends with the files of an undisturbed one. Saving is collective, and so
 from __future__ import annotations
 
 import csv
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lsb import ids as sample_ids
 from vlmae.data.batches import Batch, ClipBatch
 from vlmae.data.decode import BadClipError
 from vlmae.data.encode import quarantine_table
+from vlmae.saves import Moment, Saves
 
 
 def gather(value: Any) -> list[Any]:
@@ -38,23 +39,26 @@ class PerRank(Callback, ABC):
     """A callback whose state differs from rank to rank."""
 
     @abstractmethod
-    def own_state(self) -> Any:
+    def own_state(self) -> list[Any]:
         """What this rank has to remember; JSON-like."""
 
     @abstractmethod
-    def set_own_state(self, state: Any) -> None:
-        """What it remembered."""
+    def set_own_state(self, state: list[Any]) -> None:
+        """What it remembered; of several ranks, one list behind the other."""
 
     def state_dict(self) -> dict[str, Any]:
         """States of all ranks. Collective."""
         return {"ranks": gather(self.own_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """This rank's; with other ranks than before, the first rank goes on with the first's."""
+        """This rank's; where there are fewer than before, each takes over those of several."""
         initialized = distributed.is_available() and distributed.is_initialized()
-        rank = distributed.get_rank() if initialized else 0
-        if rank < len(state_dict["ranks"]):
-            self.set_own_state(state_dict["ranks"][rank])
+        rank, size = (
+            (distributed.get_rank(), distributed.get_world_size()) if initialized else (0, 1)
+        )
+        states = state_dict["ranks"][rank::size]
+        if states:
+            self.set_own_state([entry for state in states for entry in state])
 
 
 class History(PerRank):
@@ -82,13 +86,16 @@ class History(PerRank):
             means.append(sum(total for total, _ in entries) / sum(steps for _, steps in entries))
         return means
 
-    def own_state(self) -> Any:
+    def own_state(self) -> list[Any]:
         """See `PerRank`."""
         return [[epoch, total, steps] for epoch, (total, steps) in self._sums.items()]
 
-    def set_own_state(self, state: Any) -> None:
+    def set_own_state(self, state: list[Any]) -> None:
         """See `PerRank`."""
-        self._sums = {int(epoch): (total, steps) for epoch, total, steps in state}
+        self._sums = {}
+        for epoch, total, steps in state:
+            held, count = self._sums.get(int(epoch), (0.0, 0))
+            self._sums[int(epoch)] = (held + total, count + steps)
 
 
 def write_history(path: Path, losses: Sequence[float]) -> None:
@@ -124,11 +131,11 @@ class Quarantine(PerRank):
         self.bad |= {error.key: error for error in batch.bad}
         self._require_few(list(self.bad.values()))
 
-    def own_state(self) -> Any:
+    def own_state(self) -> list[Any]:
         """See `PerRank`."""
         return [[error.key, error.reason, error.detail] for error in self.bad.values()]
 
-    def set_own_state(self, state: Any) -> None:
+    def set_own_state(self, state: list[Any]) -> None:
         """See `PerRank`."""
         self.bad = {key: BadClipError(key, reason, detail) for key, reason, detail in state}
 
@@ -176,23 +183,81 @@ class Trace(Callback):
 
 
 class SaveForResume(Callback):
-    """Saves the whole state of a training every so many steps; a reader sees a whole file or none.
+    """Saves the whole state of a training every so many steps of the optimiser.
+
+    Between two micro-batches of a step nothing is saved: accumulated gradients are in no save.
 
     Args:
-        path: of the checkpoint.
-        steps: between two saves.
+        saves: where to.
+        moment: of this training, at any step.
+        steps: between two saves; 0 only saves when told to.
     """
 
-    def __init__(self, path: Path, steps: int) -> None:
-        self.path, self.steps = path, steps
+    def __init__(self, saves: Saves, moment: Moment, steps: int) -> None:
+        self.saves, self.moment, self.steps = saves, moment, steps
+        self._seen = self._saved = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What a resumed training goes on from is saved already."""
+        self._seen = self._saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, if it is time. Collective."""
-        if trainer.global_step % self.steps:
+        if trainer.global_step != self._seen:
+            self._seen = trainer.global_step
+            if self.steps and self._seen % self.steps == 0:
+                self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save this step, unless it is. Collective; at the boundary of a step."""
+        step = trainer.global_step
+        if step == self._saved:
             return
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
-            os.replace(temporary, self.path)
+            self.saves.clear(step)
+        trainer.strategy.barrier("room for a save")
+        trainer.save_checkpoint(self.saves.begin(step))
+        trainer.strategy.barrier("a save is written")
+        if trainer.is_global_zero:
+            self.saves.finish(replace(self.moment, step=step))
+        # Nobody leaves, or goes on to the next save, before this one is whole.
+        trainer.strategy.barrier("a save is finished")
+        self._saved = step
+
+
+class AnotherWorld(Callback):
+    """Lets a training go on with another number of ranks or micro-batches a step than saved it.
+
+    Lightning counts the micro-batches of one rank, the loader those of all: where the ranks are
+    others, Lightning's counts are made to fit the loader's.
+
+    Args:
+        saved: of the save that is loaded.
+        now: of this training.
+    """
+
+    def __init__(self, saved: Moment, now: Moment) -> None:
+        self.saved, self.now = saved, now
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Change the counts of the loops, before they are restored."""
+        if (self.saved.ranks, self.saved.accumulate) == (self.now.ranks, self.now.accumulate):
+            return
+        loop = checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_loop.batch_progress"]
+        (loader,) = loop["state_dict"]["combined_loader"]
+        # Of whole steps: Lightning steps where this count is a multiple of accumulate.
+        steps = loader["consumed"] // self.now.ranks
+        loader["steps"] = steps - steps % self.now.accumulate
+        _shift(progress["current"], loader["steps"])
+        _shift(progress["total"], progress["total"]["ready"] * self.saved.ranks // self.now.ranks)
+
+
+def _shift(counts: dict[str, int], ready: int) -> None:
+    """Set a count of Lightning's; those beside it keep their distance, by which it knows where."""
+    behind = {name: counts["ready"] - value for name, value in counts.items()}
+    counts.update({name: ready - value for name, value in behind.items()})

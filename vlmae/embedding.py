@@ -24,6 +24,7 @@ from lsb import ids as sample_ids
 from lsb.artifact import Counts, OnPart, Part, Stage, fingerprint, work_on_stage
 from lsb.ids import IdArray
 from lsb.store import DTYPES, ROW_FIELDS, part_files, write_part
+from vlmae.calibration import Calibration
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.prefix_cache import require_few_skipped
 from vlmae.data.token_source import TokenSource, in_source
@@ -234,6 +235,7 @@ def _embed_fused_shard(
         inputs=scoring.inputs,
         seed=scoring.seed,
         dropout_samples=scoring.dropout_samples,
+        calibration=Calibration.of(checkpoint),
     )
     tasks = checkpoint.model.tasks
     clips = prediction_columns(_clips(table, rows), tasks, predictions)

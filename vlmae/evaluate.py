@@ -1,8 +1,9 @@
 """Measure a checkpoint: `python -m vlmae.evaluate checkpoint=<train stage> labels=<file> data=...`.
 
-The table of labels is one as `vlmae.train` reads, of clips that no training saw. Prints recall at
-the target precision and average precision of every task with bootstrap intervals; the stage holds
-them as metrics.json beside the predictions.
+The table of labels is one as `vlmae.train` reads, of clips that no training saw. Prints, for every
+task, recall at the target precision and average precision with bootstrap intervals, what the
+threshold chosen on validation gives, and the calibration error before and after the temperature;
+the stage holds them as metrics.json beside the predictions.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,14 +27,39 @@ from vlmae.settings import prefix_of, prepared_data
 
 
 def tabulate(metrics: Mapping[str, Mapping[str, Any]], target: float) -> Table:
-    """Metrics of every task in percent, for people."""
-    table = Table(title="in % of the labelled clips")
-    for name in ("task", "clips", "positive", f"R@P{100 * target:.0f} 95 %", "AP 95 %"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+    """Metrics of every task in percent, for people; it fits 80 characters."""
+    table = Table(
+        title="in % of the labelled clips",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,  # the box has a space between columns
+    )
+    percent = f"{100 * target:.0f}"
+    table.add_column("task", no_wrap=True)
+    numbers = ("clips", "pos", f"R@P{percent} 95 %", "AP 95 %", "prec", "recall", "raw ECE", "ECE")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     for task, found in metrics.items():
-        cells = (_interval(found[name]) for name in ("recall_at_p80", "average_precision"))
-        table.add_row(task, str(found["clips"]), str(found["positives"]), *cells)
+        point, error = found["at_threshold"], found["calibration_error"]
+        table.add_row(
+            task,
+            str(found["clips"]),
+            str(found["positives"]),
+            *(_interval(found[name]) for name in ("recall_at_p80", "average_precision")),
+            *(_percentage(point[name]) for name in ("precision", "recall")),
+            *(_percentage(error[name]) for name in ("before", "after")),
+        )
+    table.caption = (
+        f"R@P{percent}: best threshold of these clips; prec, recall: at the one that validation "
+        "chose, as in use; raw ECE, ECE: calibration error without and with the temperature"
+    )
+    table.caption_justify = "left"
     return table
+
+
+def _percentage(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _interval(metric: Mapping[str, float | None]) -> str:

@@ -1,8 +1,8 @@
-"""The evaluation stage: R@P, average precision and the chosen threshold, with intervals."""
+"""The evaluation stage: R@P, average precision, the chosen threshold and calibration."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ import torch
 
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, read_json, run_stage, write_json
+from vlmae.calibration import Calibration
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.batches import INPUTS
 from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.token_source import TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
-from vlmae.metrics import bootstrap, operating_point
+from vlmae.metrics import bootstrap, calibration_error, operating_point
 from vlmae.prediction import predict_clips, prediction_columns
+
+REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,15 @@ def evaluate(
                 partial(_measure, source, trained.path / CHECKPOINT, test, config),
             )
         ],
+        revision=REVISION,
     )
 
 
 def read_metrics(evaluated: Stage) -> dict[str, dict[str, Any]]:
-    """Task -> clips, positives, recall_at_p80, average_precision, at_threshold."""
+    """Task -> clips, positives, recall_at_p80, average_precision, at_threshold, calibration_error.
+
+    The last is the expected calibration error "before" and "after" the task's "temperature".
+    """
     metrics: dict[str, dict[str, Any]] = read_json(evaluated.path / "metrics.json")
     return metrics
 
@@ -108,21 +115,28 @@ def _measure(
     asked = test.num_rows
     test = in_source(test, source)
     ids = sample_ids.from_arrow(test["id"])
+    calibration = Calibration.of(checkpoint)
     predictions, found = predict_clips(
-        checkpoint.model, source, ids, inputs=config.inputs, seed=config.seed
+        checkpoint.model,
+        source,
+        ids,
+        inputs=config.inputs,
+        seed=config.seed,
+        calibration=calibration,
     )
     test = test.take(np.flatnonzero(found))
     tasks = checkpoint.model.tasks
     labels = label_matrix(test, tasks)
-    metrics = {
-        task: _task_metrics(
-            predictions.probability[:, column],
-            labels[:, column],
-            checkpoint.thresholds[task],
-            config,
-        )
-        for column, task in enumerate(tasks)
-    }
+    after = predictions.probability
+    before = replace(predictions, calibration=calibration.uncalibrated).probability
+    metrics = {}
+    for column, task in enumerate(tasks):
+        truth, threshold = labels[:, column], checkpoint.thresholds[task]
+        metrics[task] = {
+            **_task_metrics(after[:, column], truth, threshold, config),
+            **_calibration_metrics(before[:, column], after[:, column], truth),
+            "temperature": checkpoint.temperatures.get(task, 1.0),
+        }
     write_json(output / "metrics.json", metrics)
     pq.write_table(prediction_columns(test, tasks, predictions), output / "predictions.parquet")
     return {"clips": test.num_rows, "clips skipped": asked - test.num_rows}
@@ -147,7 +161,23 @@ def _task_metrics(
         "positives": int(truth.sum()),
         "recall_at_p80": bootstrap("recall_at_precision", scores, truth, **options).as_dict(),
         "average_precision": bootstrap("average_precision", scores, truth, **options).as_dict(),
-        "at_threshold": {
-            name: None if np.isnan(value) else value for name, value in asdict(point).items()
-        },
+        "at_threshold": {name: _or_null(value) for name, value in asdict(point).items()},
     }
+
+
+def _calibration_metrics(
+    before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    present = labels >= 0
+    truth = labels[present] == 1
+    return {
+        "calibration_error": {
+            "before": _or_null(calibration_error(before[present], truth)),
+            "after": _or_null(calibration_error(after[present], truth)),
+        }
+    }
+
+
+def _or_null(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,9 +17,11 @@ from vlmae.data.token_table import widths
 from vlmae.model import Output, VlmaeModel
 from vlmae.objectives import Objective
 from vlmae.optimizers import OptimizerConfig, build_optimizer
+from vlmae.strategy import checkpoint_blocks
 from vlmae.tokens import Tokens, pad
 from vlmae.towers import Towers
 from vlmae.tuning import TowerTuning
+from vlmae.validation import ValidationMetrics
 
 
 class VlmaeModule(LightningModule):
@@ -36,6 +39,8 @@ class VlmaeModule(LightningModule):
             training draws what it would have drawn, without a generator's state in a checkpoint.
         tuning: tower -> how it trains.
         share: micro-batches in a step of the optimiser, over ranks and accumulation.
+        checkpoint_blocks: recompute the tuned blocks in the backward pass.
+        target_precision: of the recall that validation logs.
     """
 
     def __init__(
@@ -49,14 +54,20 @@ class VlmaeModule(LightningModule):
         *,
         tuning: Mapping[str, TowerTuning] | None = None,
         share: int = 1,
+        checkpoint_blocks: bool = False,
+        target_precision: float = 0.8,
     ) -> None:
         super().__init__()
+        # Saves lack the frozen weights (contract 7); `on_load_checkpoint` looks for the others.
+        self.strict_loading = False
+        self.checkpoint_blocks = checkpoint_blocks
         self._build: Callable[[], VlmaeModel] | None = None
         if isinstance(model, VlmaeModel):
             self.model = model
         else:
             self._build = model
         self.objective, self.optimizer_config = objective, optimizer
+        self.validation = ValidationMetrics(objective, target_precision)
         self.total_steps, self.seed = total_steps, seed
         self.tuning, self.share = dict(tuning or {}), share
         # In a tuple it is no submodule: frozen weights are never saved (contract 7).
@@ -66,6 +77,28 @@ class VlmaeModule(LightningModule):
         """Build the model, once, if a function was given."""
         if self._build is not None:
             self.model, self._build = self._build(), None
+        if self.checkpoint_blocks:
+            checkpoint_blocks(self.model)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what does not train (contract 7)."""
+        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {n: t for n, t in state.items() if n not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a save that lacks a weight that trains.
+
+        Raises:
+            ValueError: names the first one.
+        """
+        state = checkpoint.get("state_dict")  # DeepSpeed loads its own
+        trained = [name for name, p in self.named_parameters() if p.requires_grad]
+        absent = [name for name in trained if state is not None and name not in state]
+        if absent:
+            raise ValueError(
+                f"the save has no {absent[0]}: it is of another model; delete it and run again"
+            )
 
     @property
     def towers(self) -> Towers | None:
@@ -106,8 +139,7 @@ class VlmaeModule(LightningModule):
         Returns:
             "loss", their sum, and "fused", of the fused logits alone, detached.
         """
-        streams = batch.streams if isinstance(batch, Batch) else self.encode(batch.clips)
-        output = self(streams)
+        output = self(self._streams(batch, augment=True))
 
         def loss_of(logits: Tensor) -> Tensor:
             value: Tensor = self.objective(logits, batch.labels, batch.totals, self.share)
@@ -118,6 +150,25 @@ class VlmaeModule(LightningModule):
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch.labels))
         return {"loss": loss + auxiliary, "fused": loss.detach()}
 
+    def validation_step(self, batch: Batch | ClipBatch, _: int) -> None:
+        """Keep logits and labels of a batch; every rank has equally many batches."""
+        self.validation.update(self(self._streams(batch)).logits, batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log metrics over the validation clips of all ranks. Collective."""
+        self.log_dict(self.validation.compute())
+        self.validation.reset()
+
+    def _streams(self, batch: Batch | ClipBatch, *, augment: bool = False) -> Mapping[str, Tokens]:
+        if isinstance(batch, Batch):
+            return batch.streams
+        assert self.towers is not None, "decoded clips need towers"
+        self.towers.augment(augment)
+        try:
+            return self.encode(batch.clips)
+        finally:
+            self.towers.augment(False)
+
     def transfer_batch_to_device(
         self, batch: Batch | ClipBatch, device: torch.device, dataloader_idx: int
     ) -> Batch | ClipBatch:
@@ -127,6 +178,10 @@ class VlmaeModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser over the trainable parameters; the schedule counts steps."""
         optimizer, schedule = build_optimizer(
-            self.model, self.optimizer_config, self.tuning, self.total_steps
+            self.model,
+            self.optimizer_config,
+            self.tuning,
+            self.total_steps,
+            extra=self.objective,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

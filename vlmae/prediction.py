@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import torch
 
 from lsb import ids as sample_ids
 from lsb.ids import IdArray
+from vlmae.calibration import Calibration
 from vlmae.data.batches import CachedClips
 from vlmae.data.token_source import CachedTokens, TokenSource
 from vlmae.data.token_table import Rows, TokenTable
@@ -19,6 +20,7 @@ from vlmae.model import Output, VlmaeModel
 
 FloatArray = npt.NDArray[np.float32]
 BATCH_SIZE = 128
+ARRAYS = ("logits", "vl_logits", "audio_logits", "embedding", "dropout_logits")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Predictions:
         audio_logits: (N, K) of the audio head.
         embedding: (N, D) fused vectors, not normalised.
         dropout_logits: (N, K, T) fused logits of T passes with dropout; T may be 0.
+        calibration: what makes probabilities of logits.
     """
 
     logits: FloatArray
@@ -38,21 +41,22 @@ class Predictions:
     audio_logits: FloatArray
     embedding: FloatArray
     dropout_logits: FloatArray
+    calibration: Calibration = field(default_factory=Calibration)
 
     @property
     def probability(self) -> FloatArray:
-        """(N, K) of the fused model."""
-        return _sigmoid(self.logits)
+        """(N, K) of the fused model, calibrated."""
+        return self.calibration.probabilities(self.logits)
 
     @property
     def vl_probability(self) -> FloatArray:
-        """(N, K) of the vision-language head."""
-        return _sigmoid(self.vl_logits)
+        """(N, K) of the vision-language head; temperatures are the fused model's, not its."""
+        return self.calibration.uncalibrated.probabilities(self.vl_logits)
 
     @property
     def audio_probability(self) -> FloatArray:
-        """(N, K) of the audio head."""
-        return _sigmoid(self.audio_logits)
+        """(N, K) of the audio head, not calibrated either."""
+        return self.calibration.uncalibrated.probabilities(self.audio_logits)
 
 
 def predict(
@@ -64,6 +68,7 @@ def predict(
     seed: int = 0,
     dropout_samples: int = 0,
     batch_size: int = BATCH_SIZE,
+    calibration: Calibration | None = None,
 ) -> Predictions:
     """Predictions for rows of a table, batched in the order given.
 
@@ -75,10 +80,12 @@ def predict(
         seed: of shuffled audio and of dropout.
         dropout_samples: T, passes with dropout (Gal and Ghahramani 2016, arXiv 1506.02142).
         batch_size: clips at a time.
+        calibration: of the checkpoint; a sigmoid if None.
     """
+    calibration = calibration or Calibration()
     tasks = len(model.tasks)
     clips = CachedClips(table, rows, np.full((len(rows), tasks), -1, np.int8), inputs, seed)
-    columns: dict[str, list[FloatArray]] = {field.name: [] for field in fields(Predictions)}
+    columns: dict[str, list[FloatArray]] = {name: [] for name in ARRAYS}
     model.eval()
     device = next(model.parameters()).device
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
@@ -97,8 +104,9 @@ def predict(
                 values = samples if name == "dropout_logits" else getattr(output, name)
                 column.append(values.float().cpu().numpy())
     if not len(clips):
-        return _no_predictions(model, dropout_samples)
-    return Predictions(**{name: np.concatenate(column) for name, column in columns.items()})
+        return _no_predictions(model, calibration, dropout_samples)
+    arrays = {name: np.concatenate(column) for name, column in columns.items()}
+    return Predictions(**arrays, calibration=calibration)
 
 
 def predict_clips(
@@ -108,6 +116,7 @@ def predict_clips(
     *,
     inputs: str = "both",
     seed: int = 0,
+    calibration: Calibration | None = None,
 ) -> tuple[Predictions, npt.NDArray[np.bool_]]:
     """Predictions for clips of a data set, whether their tokens are cached or not.
 
@@ -115,7 +124,7 @@ def predict_clips(
         model: in any mode; left in evaluation mode.
         source: of the tokens.
         ids: (N,) clips wanted.
-        inputs, seed: see `predict`.
+        inputs, seed, calibration: see `predict`.
 
     Returns:
         Predictions of the clips that can be decoded, in the order of `ids`, and (N,) which those
@@ -128,23 +137,23 @@ def predict_clips(
         raise ValueError(
             "inputs=shuffled_audio needs cached tokens: run python -m vlmae.cache first"
         )
+    calibration = calibration or Calibration()
     pieces: list[Predictions] = []
     found: list[IdArray] = []
     for table, rows in source.tables(ids):
         pieces.append(predict(model, table, rows, inputs=inputs, seed=seed))
         found.append(sample_ids.from_arrow(table.rows["id"].take(rows)))
     if not pieces:
-        pieces.append(_no_predictions(model))
+        pieces.append(_no_predictions(model, calibration))
         found.append(ids[:0])
     held = np.concatenate(found)
     order = np.argsort(held, kind="stable")
     present = np.isin(ids, held)
     places = order[np.searchsorted(held[order], ids[present])]
     joined = {
-        field.name: np.concatenate([getattr(piece, field.name) for piece in pieces])[places]
-        for field in fields(Predictions)
+        name: np.concatenate([getattr(piece, name) for piece in pieces])[places] for name in ARRAYS
     }
-    return Predictions(**joined), present
+    return Predictions(**joined, calibration=calibration), present
 
 
 def prediction_columns(table: pa.Table, tasks: Sequence[str], predictions: Predictions) -> pa.Table:
@@ -158,11 +167,13 @@ def prediction_columns(table: pa.Table, tasks: Sequence[str], predictions: Predi
     return table
 
 
-def _no_predictions(model: VlmaeModel, dropout_samples: int = 0) -> Predictions:
+def _no_predictions(
+    model: VlmaeModel, calibration: Calibration, dropout_samples: int = 0
+) -> Predictions:
     logits = np.zeros((0, len(model.tasks)), np.float32)
     embedding = np.zeros((0, model.fusion.embedding_width), np.float32)
     samples = np.zeros((0, len(model.tasks), dropout_samples), np.float32)
-    return Predictions(logits, logits, logits, embedding, samples)
+    return Predictions(logits, logits, logits, embedding, samples, calibration)
 
 
 def _only_dropout(model: torch.nn.Module) -> None:
@@ -173,7 +184,3 @@ def _only_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.MultiheadAttention):
             module.train()
-
-
-def _sigmoid(logits: FloatArray) -> FloatArray:
-    return torch.from_numpy(logits).sigmoid().numpy()

@@ -62,7 +62,8 @@ def prefix_of(values: Mapping[str, Any], data: Stage) -> Prefix:
 def tower_nodes(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Hydra nodes of the VL and the audio backbone, cut as the group `tuning` says."""
     tuning = tuning_config(values.get("tuning"))
-    return tuned_node(values["vl"], tuning["vl"]), tuned_node(values["audio"], tuning["audio"])
+    vl, audio = (tuned_node(values[tower], tuning.get(tower)) for tower in ("vl", "audio"))
+    return vl, audio
 
 
 def model_config(values: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lsb.artifact import canonical
 from vlmae.backbones import Backbone, Suffix
 from vlmae.data.decode import Clip
 from vlmae.tokens import Tokens
+from vlmae.tuning import TowerTuning, tune
 
 
 class Towers(nn.Module):
@@ -55,6 +56,10 @@ class Towers(nn.Module):
         """
         return {**self.vl.prefix(clips), **self.audio.prefix(clips)}
 
+    def augment(self, on: bool) -> None:
+        """Let both towers alter their inputs at random, as they are set up to, or not (default)."""
+        self.vl.augment = self.audio.augment = on
+
     def suffix(self, tokens: Mapping[str, Tokens]) -> dict[str, Tokens]:
         """Padded tokens of the prefix to those the model reads, with the weights as loaded."""
         result: dict[str, Tokens] = self.suffix_modules()(tokens)
@@ -63,6 +68,30 @@ class Towers(nn.Module):
     def suffix_modules(self) -> Suffix:
         """The modules behind the cuts of both towers, by stream; empty if both are fully frozen."""
         return Suffix({**self.vl.suffix_modules(), **self.audio.suffix_modules()})
+
+    @property
+    def uncacheable(self) -> str:
+        """Why the tokens of the prefix cannot be cached, with the remedy; "" if they can."""
+        for tower, backbone in (("vl", self.vl), ("audio", self.audio)):
+            if backbone.random:
+                return (
+                    f"the prefix of the {tower} tower is random ({backbone.random}): train live, "
+                    "with prefix.use=auto or off, or turn that off"
+                )
+            for stream, module in backbone.suffix_modules().items():
+                # Of a StreamEncoder; pixels in front of convolutions are exact in a cache.
+                if getattr(module, "embedding", None) is not None:
+                    return (
+                        f"tuning.{tower} cuts stream {stream!r} at its inputs (mode full trains "
+                        "the embeddings, blocks=all is every block): there is no frozen prefix to "
+                        "cache; train live, with prefix.use=auto or off, or give a number of blocks"
+                    )
+        return ""
+
+    @property
+    def needs_float_cache(self) -> bool:
+        """Whether tokens at a cut cannot be kept in int8."""
+        return self.vl.needs_float_cache or self.audio.needs_float_cache
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """Frozen identity of each tower, for manifests and checkpoints.
@@ -81,19 +110,50 @@ def build_towers(vl: Mapping[str, Any], audio: Mapping[str, Any]) -> Towers:
     return _build(canonical(dict(vl)), canonical(dict(audio)))
 
 
-def build_suffix(vl: Mapping[str, Any], audio: Mapping[str, Any]) -> Suffix | None:
-    """A new, trainable copy of what lies behind the cuts of both towers.
+class TunedSuffix(Suffix):
+    """A copy of what lies behind the cuts, part of which trains.
+
+    Streams without anything to train stay in evaluation mode, whatever they are a part of: dropout
+    acts only where something trains. Frozen weights beside trained ones (LoRA) do see the dropout
+    of their block, as usual with LoRA; batch norms keep their statistics by themselves.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the streams that train."""
+        super().train(mode)
+        for stream in self.values():
+            if not any(parameter.requires_grad for parameter in stream.parameters()):
+                stream.eval()
+        return self
+
+
+def build_suffix(
+    vl: Mapping[str, Any],
+    audio: Mapping[str, Any],
+    tuning: Mapping[str, TowerTuning] | None = None,
+) -> TunedSuffix | None:
+    """A new copy of what lies behind the cuts of both towers, with the weights as loaded.
 
     Args:
         vl: Hydra node of the vision-language backbone.
         audio: Hydra node of the audio backbone.
+        tuning: tower -> what of it trains (`vlmae.tuning.tuning_config`); all of it for a tower
+            that is not named. LoRA draws its start from torch's global generator.
 
     Returns:
-        Modules by stream with the weights as loaded, in training mode as new modules are; None if
-        both towers are fully frozen.
+        Modules by stream, in training mode as new modules are; None if both towers are fully
+        frozen.
+
+    Raises:
+        ValueError: LoRA finds no layer to change.
     """
-    suffix = copy.deepcopy(build_towers(vl, audio).suffix_modules())
-    return suffix.requires_grad_(True).train() if len(suffix) else None
+    towers = build_towers(vl, audio)
+    suffix = TunedSuffix(dict(copy.deepcopy(towers.suffix_modules()).items()))
+    for tower, streams in towers.streams.items():
+        for stream in streams:
+            if stream in suffix:
+                tune(suffix[stream], (tuning or {}).get(tower), stream)
+    return suffix.train() if len(suffix) else None
 
 
 @lru_cache(maxsize=2)

@@ -24,6 +24,7 @@ from vlmae.data.token_source import TokenSource, open_source
 from vlmae.data.whitening import whiten
 from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
+from vlmae.parameter_counts import part_table
 from vlmae.ranks import Ranks
 from vlmae.settings import model_config, prefix_of, prepared_data
 from vlmae.strategy import StrategyConfig
@@ -82,6 +83,7 @@ def _train(values: dict[str, Any], ranks: Ranks) -> None:
     )
     if ranks.first:
         keep(root, stage, "vlmae.train")
+    console.print(part_table(stage.counts))
     console.print(
         f"{stage.path}: {'reused' if stage.reused else 'made'}, {stage.counts['labels']} labels, "
         f"{stage.counts['labels skipped']} in quarantine, {stage.seconds:.1f} s to make",

@@ -22,8 +22,9 @@ from lightning.pytorch.profilers import (
 
 from vlmae.data.batches import INPUTS
 from vlmae.pace import Pace
+from vlmae.preemption import NoSignals
 from vlmae.ranks import Ranks
-from vlmae.strategy import StrategyConfig, build_strategy
+from vlmae.strategy import StrategyConfig, build_precision, build_strategy
 
 PRECISIONS = ("32-true", "bf16-mixed")
 PROFILERS = {
@@ -49,7 +50,14 @@ class TrainConfig:
         precision: "32-true" or "bf16-mixed".
         checkpoint_blocks: recompute the tuned blocks in the backward pass instead of keeping their
             activations.
-        save_every_steps: a killed training goes on from the last save; 0 never saves.
+        save_every_steps: a killed training goes on from the last save; 0 saves only when a signal
+            asks the training to stop.
+        validate_every: epochs between two measurements on the validation clips; 0 never measures.
+        keep: whose weights the checkpoint has: "last", or "best", of the epoch with the highest
+            mean average precision on the validation clips.
+        keep_saves: how many of the latest saves are kept.
+        resume_from: folder of a save, of this training on another number of ranks; null goes on
+            only from its own.
         trace: folder to write the ids of every step to, or None.
         profiler: "simple", "advanced" or "pytorch" (Lightning's), or None; its report goes to the
             logs.
@@ -67,6 +75,10 @@ class TrainConfig:
     checkpoint_blocks: bool = False
     save_every_steps: int = 200
     trace: str | None = None
+    validate_every: int = 5
+    keep: str = "last"
+    keep_saves: int = 1
+    resume_from: str | None = None
     profiler: str | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +99,18 @@ class TrainConfig:
                 f"trainer has accumulate {self.accumulate}, precision {self.precision!r}: give at "
                 f"least 1, and one of {', '.join(PRECISIONS)}"
             )
+        if self.validate_every < 0 or self.keep not in ("last", "best"):
+            raise ValueError(
+                f"trainer has validate_every {self.validate_every}, keep {self.keep!r}: give 0 or "
+                "more epochs, and last or best"
+            )
+        if self.keep == "best" and not self.validate_every:
+            raise ValueError(
+                "trainer.keep is best and validate_every 0: nothing says which epoch is best; "
+                "validate every epoch, or keep last"
+            )
+        if self.keep_saves < 1:
+            raise ValueError(f"trainer.keep_saves is {self.keep_saves}: keep at least 1")
         if self.profiler is not None and self.profiler not in PROFILERS:
             raise ValueError(
                 f"trainer.profiler is {self.profiler!r}: use one of {', '.join(PROFILERS)}, or null"
@@ -125,18 +149,23 @@ def build_trainer(
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     bar = sys.stderr.isatty() and ranks.first
-    return Trainer(
+    trainer = Trainer(
         max_epochs=config.epochs,
         # Inside a SLURM job Lightning would requeue by itself and start from checkpoints that it
         # finds in the current folder: only `launch` requeues (design, contract 9).
-        plugins=[TorchElasticEnvironment() if ranks.size > 1 else LightningEnvironment()],
+        plugins=[
+            TorchElasticEnvironment() if ranks.size > 1 else LightningEnvironment(),
+            build_precision(strategy, config),
+        ],
         default_root_dir=folder,
         accelerator=config.accelerator,
         devices=ranks.local_size,
         num_nodes=ranks.size // ranks.local_size,
         strategy=build_strategy(strategy, config, ranks),
-        precision=config.precision,
         accumulate_grad_batches=config.accumulate,
+        check_val_every_n_epoch=max(1, config.validate_every),
+        limit_val_batches=None if config.validate_every else 0,
+        num_sanity_val_steps=0,
         # Batches are dealt to ranks by `vlmae.data.order`.
         use_distributed_sampler=False,
         deterministic=True,
@@ -154,6 +183,8 @@ def build_trainer(
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    trainer._signal_connector = NoSignals(trainer)
+    return trainer
 
 
 def _profiler(config: TrainConfig, loggers: Sequence[Logger]) -> Profiler | None:

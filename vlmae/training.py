@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,42 +13,42 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from hydra.utils import instantiate
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lsb import ids as sample_ids
-from lsb.artifact import Counts, Part, Stage, run_stage, scratch
-from lsb.ids import IdArray
-from vlmae.callbacks import History, Quarantine, SaveForResume, Trace, write_history
+from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, scratch
+from vlmae.best import KeepBest
+from vlmae.calibration import Calibration, calibrate
+from vlmae.callbacks import History, Quarantine, Trace, write_history
 from vlmae.checkpoint import CHECKPOINT, build_model, save_checkpoint
-from vlmae.data.batches import CachedClips, LiveClips
-from vlmae.data.encode import QUARANTINE_SCHEMA
-from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint, with_weights
-from vlmae.data.loader import ClipLoader, LoaderConfig
-from vlmae.data.order import BatchOrder
-from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, in_source
+from vlmae.data.labels import label_matrix, labels_fingerprint, with_weights
+from vlmae.data.loader import LoaderConfig
+from vlmae.data.token_source import LiveTokens, TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
 from vlmae.data.whitening import read_whitening
+from vlmae.fitting import fit, hint_at_others, resumed_moment
 from vlmae.loggers import LoggerConfig, build_loggers, close_loggers
 from vlmae.metrics import choose_threshold
 from vlmae.model import VlmaeModel
 from vlmae.module import VlmaeModule
-from vlmae.objectives import Objective
+from vlmae.objectives import build_objective
 from vlmae.optimizers import OptimizerConfig
+from vlmae.parameter_counts import part_counts
 from vlmae.prediction import predict_clips, prediction_columns
 from vlmae.ranks import Ranks
-from vlmae.strategy import StrategyConfig, whole_state
+from vlmae.saves import Moment, Saves
+from vlmae.strategy import StrategyConfig, process_group, whole_state
 from vlmae.towers import build_towers
 from vlmae.trainer import TrainConfig, build_trainer
+from vlmae.training_data import known_bad, training_loader, validation_clips, with_places
 from vlmae.tuning import tuning_config
 
 QUARANTINE = "quarantine.parquet"
 FILES = (CHECKPOINT, "training_set.parquet", "validation.parquet", QUARANTINE, "history.csv")
-PLACE = ("split", "shard", "offset", "size", "duration_s")
 # Where a training is written down while it runs: they change no result.
-NOT_HASHED = ("save_every_steps", "trace", "profiler")
+NOT_HASHED = ("save_every_steps", "keep_saves", "resume_from", "trace", "profiler")
 
 
 @dataclass(frozen=True)
@@ -123,36 +122,53 @@ def train(root: Path, training: Training) -> Stage:
     )
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_HASHED}
 
+    made_of: dict[str, dict[str, Any]] = {
+        "config": {
+            "model": dict(training.model),
+            "objective": dict(training.objective),
+            "strategy": training.strategy.hashed(),
+            "optimizer": asdict(training.optimizer),
+            "train": settings,
+            "loader": training.loader.hashed(),
+        },
+        "inputs": {
+            **training.source.inputs,
+            "whitening": training.whitened.content,
+            "labels": labels_fingerprint(weighted, training.tasks),
+            "validation": labels_fingerprint(training.validation, training.tasks),
+        },
+    }
+    identity = _identity(made_of)
+
     def make(work: Any) -> Stage:
+        resumed = resumed_moment(config.resume_from, identity)
         return run_stage(
             root,
             "train",
             config={
-                "model": dict(training.model),
-                "objective": dict(training.objective),
-                "strategy": training.strategy.hashed(),
-                "optimizer": asdict(training.optimizer),
-                "train": settings,
-                "loader": training.loader.hashed(),
+                **made_of["config"],
                 "ranks": training.ranks.size,
+                **({} if resumed is None else {"resumed": asdict(resumed)}),
             },
-            inputs={
-                **training.source.inputs,
-                "whitening": training.whitened.content,
-                "labels": labels_fingerprint(weighted, training.tasks),
-                "validation": labels_fingerprint(training.validation, training.tasks),
-            },
+            inputs=made_of["inputs"],
             parts=[Part("model", FILES, work)],
             revision=3,
         )
 
-    def fit(output: Path) -> Counts:
-        return _fit(training, weighted, output)
+    def work(output: Path) -> Counts:
+        with process_group(training.strategy):
+            return _fit(root, training, weighted, output, identity)
 
-    return training.ranks.all(make, fit)
+    return training.ranks.all(make, work)
 
 
-def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
+def _identity(made_of: Mapping[str, Any]) -> str:
+    """Of a training on whatever number of ranks: what its saves are known by."""
+    train = {k: v for k, v in made_of["config"]["train"].items() if k != "accumulate"}
+    return fingerprint({**made_of, "config": {**made_of["config"], "train": train}})
+
+
+def _fit(root: Path, training: Training, labelled: pa.Table, output: Path, identity: str) -> Counts:
     """Train on all ranks; the first writes the files."""
     config, tasks, source = training.config, training.tasks, training.source
     asked = labelled
@@ -165,44 +181,60 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
     torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
     objective = build_objective(training.objective, tasks)
-    manifest = _with_places(labelled, source.index)
-    loader = _loader(training, manifest, objective)
-    live = isinstance(source, LiveTokens)
+    manifest = with_places(labelled, source.index)
+    loader = training_loader(training, manifest, objective)
+    # Built before the model is: where weights are sharded as they are made, these must not be.
+    towers = build_towers(source.towers["vl"], source.towers["audio"])
     module = VlmaeModule(
         partial(_fresh_model, training),
         objective,
         training.optimizer,
         config.epochs * loader.order.steps() // config.accumulate,
-        build_towers(source.towers["vl"], source.towers["audio"]) if live else None,
+        towers if isinstance(source, LiveTokens) else None,
         config.seed,
         tuning=tuning_config(training.model.get("tuning")),
         share=loader.order.per_step,
+        checkpoint_blocks=config.checkpoint_blocks,
+        target_precision=config.target_precision,
     )
     history = History()
     quarantine = Quarantine(labelled.num_rows, training.skip_limit)
     loggers = _loggers(training, output)
-    unfinished = scratch(output) / "resume.ckpt"
     callbacks: list[Callback] = [history, quarantine]
+    best = KeepBest(scratch(output) / "best.safetensors") if config.keep == "best" else None
+    if best is not None:
+        callbacks.append(best)
     if config.trace:
         callbacks.append(Trace(Path(config.trace)))
-    if config.save_every_steps:
-        callbacks.append(SaveForResume(unfinished, config.save_every_steps))
-    trainer = build_trainer(
-        config,
-        training.strategy,
-        training.ranks,
-        clip_norm=training.optimizer.clip_norm,
-        callbacks=callbacks,
-        folder=output,
-        loggers=loggers,
-        log_every=training.logger.every_steps,
-    )
-    resume = unfinished if unfinished.is_file() else None
+
+    def make_trainer(more: Sequence[Callback]) -> Trainer:
+        return build_trainer(
+            config,
+            training.strategy,
+            training.ranks,
+            clip_norm=training.optimizer.clip_norm,
+            callbacks=[*callbacks, *more],
+            folder=output,
+            loggers=loggers,
+            log_every=training.logger.every_steps,
+        )
+
+    saves = Saves(scratch(output) / "saves", config.keep_saves)
+    now = Moment(identity, 0, training.ranks.size, config.accumulate, training.strategy.name)
+    if config.resume_from is None:
+        hint_at_others(root, saves, now)
     try:
-        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
-    except SIGTERMException:  # Lightning's has no exit code, so that a killed run looked finished
-        print("error: stopped by SIGTERM: run the same command to go on", file=sys.stderr)
-        raise SystemExit(143) from None
+        fit(
+            module,
+            loader,
+            make_trainer,
+            validation=validation_clips(training),
+            saves=saves,
+            now=now,
+            save_every=config.save_every_steps,
+            resume_from=config.resume_from,
+            towers=towers if len(towers.suffix_modules()) else None,
+        )
     finally:
         loader.close()
         close_loggers(loggers)
@@ -210,7 +242,9 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
     state = whole_state(module)
     if not training.ranks.first:
         return {}
-    bad = pa.concat_tables([bad, _known_bad(asked, source)])
+    if best is not None:
+        state = best.state()
+    bad = pa.concat_tables([bad, known_bad(asked, source)])
     write_history(output / "history.csv", losses)
     pq.write_table(bad, output / QUARANTINE)
     pq.write_table(manifest, output / "training_set.parquet")
@@ -218,8 +252,8 @@ def _fit(training: Training, labelled: pa.Table, output: Path) -> Counts:
     model.load_state_dict(state)
     _write_checkpoint(training, model, labelled, output)
     usable = asked.num_rows - bad.num_rows
-    parts = {f"trainable: {part}": count for part, count in model.trainable_parameters().items()}
-    return {"labels": usable, "labels skipped": bad.num_rows, **parts}
+    counts = {"labels": usable, "labels skipped": bad.num_rows, **part_counts(model)}
+    return counts if best is None else {**counts, "best epoch": best.epoch}
 
 
 def _loggers(training: Training, output: Path) -> list[Logger]:
@@ -236,12 +270,6 @@ def _loggers(training: Training, output: Path) -> list[Logger]:
     return build_loggers(training.logger, training.logs / name, settings)
 
 
-def build_objective(node: Mapping[str, Any], tasks: list[str]) -> Objective:
-    """The objective of a Hydra node, for these tasks."""
-    objective: Objective = instantiate(dict(node), tasks=tasks, _convert_="all")
-    return objective
-
-
 def _fresh_model(training: Training) -> VlmaeModel:
     """The model before its first step, the same wherever and whenever it is built."""
     with torch.random.fork_rng(devices=[]):
@@ -254,7 +282,7 @@ def _fresh_model(training: Training) -> VlmaeModel:
 def _write_checkpoint(
     training: Training, model: VlmaeModel, labelled: pa.Table, output: Path
 ) -> None:
-    """The checkpoint with its operating thresholds, and the predictions they were chosen on."""
+    """The checkpoint, calibrated, with its operating thresholds, and what they were chosen on."""
     config, tasks, source = training.config, training.tasks, training.source
     validation = in_source(training.validation, source)
     predictions, found = predict_clips(
@@ -266,6 +294,10 @@ def _write_checkpoint(
     )
     validation = validation.take(np.flatnonzero(found))
     labels = label_matrix(validation, tasks)
+    objective = build_objective(training.objective, tasks)
+    temperatures = calibrate(predictions.logits, labels, objective)
+    calibration = Calibration(tuple(tasks), training.objective, temperatures)
+    predictions = replace(predictions, calibration=calibration)
     thresholds = {}
     for column, task in enumerate(tasks):
         present = labels[:, column] >= 0
@@ -280,73 +312,9 @@ def _write_checkpoint(
         frozen=source.identities,
         training_set=labels_fingerprint(labelled, tasks),
         thresholds=thresholds,
+        objective=training.objective,
+        temperatures=temperatures,
     )
     pq.write_table(
         prediction_columns(validation, tasks, predictions), output / "validation.parquet"
     )
-
-
-def _with_places(labelled: pa.Table, index: pa.Table) -> pa.Table:
-    """A training set as manifest: where each clip lies is added to it."""
-    order = np.argsort(sample_ids.from_arrow(index["id"]), kind="stable")
-    ids = sample_ids.from_arrow(index["id"])[order]
-    rows = order[np.searchsorted(ids, sample_ids.from_arrow(labelled["id"]))]
-    for column in PLACE:
-        labelled = labelled.append_column(column, index[column].take(rows))
-    return labelled
-
-
-def _loader(training: Training, manifest: pa.Table, objective: Objective) -> ClipLoader:
-    config, source = training.config, training.source
-    labels = label_matrix(manifest, training.tasks)
-    clips: CachedClips | LiveClips
-    if isinstance(source, LiveTokens):
-        if config.inputs != "both":
-            raise ValueError(
-                f"trainer.inputs={config.inputs} needs cached tokens: run python -m vlmae.cache "
-                "first"
-            )
-        towers = build_towers(source.towers["vl"], source.towers["audio"])
-        clips = LiveClips(
-            source.prefix.data.path,
-            manifest,
-            labels,
-            policy=source.prefix.policy,
-            sample_rate=towers.sample_rate,
-            storage_options=source.prefix.storage_options,
-        )
-    elif isinstance(source, CachedTokens):
-        rows = source.cache.rows_of(sample_ids.from_arrow(manifest["id"]))
-        clips = CachedClips(source.cache, rows, labels, config.inputs, config.seed)
-    else:
-        raise TypeError(f"no loader for a {type(source).__name__}")
-    shards, offsets = np.array(manifest["shard"].to_pylist()), manifest["offset"].to_numpy()
-    places = np.empty(len(shards), np.int64)
-    places[np.lexsort((offsets, shards))] = np.arange(len(shards))
-    order = BatchOrder(
-        len(clips),
-        world=training.ranks.size,
-        config=training.loader.order(config.batch_size, config.seed, config.accumulate),
-        weights=manifest[WEIGHT].to_numpy(),
-        lengths=manifest["duration_s"].to_numpy(),
-        places=places,
-    )
-    return ClipLoader(
-        clips,
-        order,
-        rank=training.ranks.rank,
-        workers=training.loader.workers,
-        prefetch=training.loader.prefetch,
-        data=labels_fingerprint(manifest, training.tasks),
-        terms=objective.terms(torch.from_numpy(labels)).numpy(),
-    )
-
-
-def _known_bad(asked: pa.Table, source: TokenSource) -> pa.Table:
-    """Quarantine of the labelled clips that a cache has left out."""
-    if not isinstance(source, CachedTokens):
-        return QUARANTINE_SCHEMA.empty_table()
-    quarantine = source.cache.quarantine()
-    ids: IdArray = sample_ids.from_arrow(quarantine["id"])
-    held = np.isin(ids, sample_ids.from_arrow(asked["id"]))
-    return quarantine.take(np.flatnonzero(held))

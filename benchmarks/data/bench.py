@@ -30,7 +30,8 @@ from vlmae.data.prepare import prepare, read_truth
 from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import whiten
 from vlmae.towers import Towers, build_towers
-from vlmae.training import PLACE, Training, train
+from vlmae.training import Training, train
+from vlmae.training_data import PLACE
 
 BENCH_PACKAGES = Path(__file__).parents[2] / ".bench-packages"
 # avt_small's `first` and the labels of its two rounds, less those of a broken clip.

@@ -31,8 +31,8 @@ from vlmae.data.prefix_cache import cache_prefix
 from vlmae.data.token_source import LiveTokens
 from vlmae.data.whitening import read_whitening
 from vlmae.module import VlmaeModule
+from vlmae.objectives import build_objective
 from vlmae.prediction import Predictions, predict_clips
-from vlmae.training import build_objective
 
 NAME = "epochs"
 TOLERANCE = 2e-3

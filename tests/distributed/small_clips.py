@@ -111,18 +111,26 @@ def run(module: str, overrides: list[str], ranks: int = 1) -> str:
 
 def kill_when(process: subprocess.Popen[str], file: Path, lines: int) -> None:
     """`kill -9` a command and all its processes as soon as a file has so many lines."""
-    until = time.monotonic() + 240
-    while time.monotonic() < until and process.poll() is None:
-        if file.is_file() and len(file.read_text().splitlines()) >= lines:
-            break
-        time.sleep(0.01)
-    assert process.poll() is None, process.communicate()[0]
-    # torchrun puts every rank into a session of its own.
-    parent = psutil.Process(process.pid)
-    doomed = [*parent.children(recursive=True), parent]
+    wait_for(process, file, lines)
+    doomed = [*ranks_of(process), psutil.Process(process.pid)]
     for one in doomed:
         one.suspend()
     for one in doomed:
         one.kill()
     psutil.wait_procs(doomed, timeout=30)
     process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], file: Path, lines: int) -> None:
+    """Until a file has so many lines, while the command runs."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until and process.poll() is None:
+        if file.is_file() and len(file.read_text().splitlines()) >= lines:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[0]
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes that a command has started; torchrun's ranks have sessions of their own."""
+    return list(psutil.Process(process.pid).children(recursive=True))

@@ -16,6 +16,7 @@ from torch import nn
 from vlmae.backbones import Backbone
 from vlmae.backbones.audio import WhisperEncoder
 from vlmae.backbones.base import weights_sha256
+from vlmae.backbones.stream import Tuned
 from vlmae.backbones.vision_language import ImageTextEncoder
 from vlmae.data.decode import Clip
 from vlmae.tokens import Tokens, pad
@@ -47,8 +48,8 @@ def clips(make_clip: ClipMaker) -> list[Clip]:
     ]
 
 
-def image_text(image: int = 0, text: int = 0, *, grid: int = 2, pool: bool = True) -> Backbone:
-    return ImageTextEncoder(128, grid, 32, pool, image, text)
+def image_text(image: int = 0, text: Tuned = 0, *, grid: int = 2, pool: bool = True) -> Backbone:
+    return ImageTextEncoder(128, grid, 32, pool, {"image": image, "text": text})
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,8 @@ def check_cut(
         assert {value.shape[1] for value in values} == {widths[name]}
         assert {value.dtype for value in values} == {torch.float32}
     for half, limit in ((False, FLOAT32), (True, FLOAT16)):
+        if half and widths.get("text") == 1:
+            continue  # token ids: nothing is cached in front of an embedding that trains
         with torch.no_grad():
             result = tower.suffix(padded(tower, clips, half=half))
         assert result.keys() == tower.streams.keys()
@@ -101,13 +104,13 @@ def test_every_cut_of_the_image_network(
     check_cut(tower, clips, whole)
 
 
-@pytest.mark.parametrize("text", range(1, 7))
+@pytest.mark.parametrize("text", [*range(1, 7), "all"])
 @pytest.mark.parametrize("pool", [True, False])
 def test_every_cut_of_the_text_encoder(
-    text: int, pool: bool, clips: list[Clip], whole: dict[str, list[torch.Tensor]]
+    text: Tuned, pool: bool, clips: list[Clip], whole: dict[str, list[torch.Tensor]]
 ) -> None:
     tower = image_text(0, text, pool=pool)
-    assert tower.tuned_blocks == {"text": text}
+    assert tower.tuned_blocks == {"text": 6 if text == "all" else text}
     expected = whole if pool else image_text(pool=False).prefix(clips)
     check_cut(tower, clips, expected)
 
@@ -134,10 +137,10 @@ def test_fully_frozen_towers_have_no_suffix(clips: list[Clip]) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: WhisperEncoder(10, 5), "tuned_blocks must be from 0 to 4, got 5"),
-        (lambda: image_text(17), "tuned_image_blocks must be from 0 to 16, got 17"),
-        (lambda: image_text(-1), "tuned_image_blocks must be from 0 to 16, got -1"),
-        (lambda: image_text(0, 7), "tuned_text_blocks must be from 0 to 6, got 7"),
+        (lambda: WhisperEncoder(10, 5), "tuned_blocks must be from 0 to 4, or 'all', got 5"),
+        (lambda: image_text(17), "tuned_blocks must be from 0 to 16, or 'all', got 17"),
+        (lambda: image_text(-1), "tuned_blocks must be from 0 to 16, or 'all', got -1"),
+        (lambda: image_text(0, 7), "tuned_blocks must be from 0 to 6, or 'all', got 7"),
     ],
 )
 def test_more_blocks_than_there_are_is_refused(build: Callable[[], Backbone], message: str) -> None:
@@ -148,6 +151,7 @@ def test_more_blocks_than_there_are_is_refused(build: Callable[[], Backbone], me
 TUNED = [
     pytest.param(lambda: image_text(3, 2), id="image and text"),
     pytest.param(lambda: image_text(16, 6), id="image and text, all blocks"),
+    pytest.param(lambda: image_text(0, "all"), id="text from its token ids"),
     pytest.param(lambda: WhisperEncoder(10, 2), id="audio"),
 ]
 

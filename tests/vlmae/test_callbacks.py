@@ -15,11 +15,19 @@ import torch
 
 from lsb.artifact import Stage
 from lsb.ids import sample_ids, to_hex
-from vlmae.callbacks import History, Quarantine, SaveForResume, Trace, write_history
+from vlmae.callbacks import (
+    AnotherWorld,
+    History,
+    Quarantine,
+    SaveForResume,
+    Trace,
+    write_history,
+)
 from vlmae.data.batches import Batch, ClipBatch
 from vlmae.data.decode import BadClipError
 from vlmae.data.loader import LoaderConfig
 from vlmae.module import VlmaeModule
+from vlmae.saves import Moment, Saves
 from vlmae.trainer import TrainConfig
 
 TrainIn = Callable[..., Stage]
@@ -132,23 +140,69 @@ def test_trace_has_a_file_a_rank_and_a_line_a_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_saves_come_every_so_many_steps_and_are_whole(tmp_path: Path, first: bool) -> None:
-    path, saved = tmp_path / "resume.ckpt", []
+def test_saves_come_every_so_many_steps_and_never_within_one(tmp_path: Path, first: bool) -> None:
+    saves, written, barriers = Saves(tmp_path / "saves", keep=2), [], []
 
-    def save(target: Path) -> None:
-        saved.append(len(saved))
-        assert target != path, "never over the one that is whole"
+    def write(target: Path) -> None:
+        written.append(target)
+        assert len(barriers) % 3 == 1, "when the first rank has made room"
         if first:
-            target.write_text(f"save {len(saved)}")
+            target.write_text(f"step {len(written) * 3}")
 
-    callback = SaveForResume(path, 3)
-    for step in range(1, 8):
-        at = trainer(global_step=step, save_checkpoint=save, is_global_zero=first)
-        callback.on_train_batch_end(at, None, {}, None, step)  # type: ignore[arg-type]
-        if first and step >= 3:
-            assert path.read_text() == f"save {step // 3}"
-    assert len(saved) == 2, "all ranks save together"
-    assert [file.name for file in tmp_path.iterdir()] == (["resume.ckpt"] if first else [])
+    callback = SaveForResume(saves, Moment("this", 0, 2, 2, "ddp"), 3)
+    strategy = SimpleNamespace(barrier=barriers.append)
+    callback.on_train_start(trainer(global_step=0), None)  # type: ignore[arg-type]
+    for micro_batch in range(1, 23):  # two a step
+        at = trainer(
+            global_step=micro_batch // 2,
+            save_checkpoint=write,
+            is_global_zero=first,
+            strategy=strategy,
+        )
+        callback.on_train_batch_end(at, None, {}, None, micro_batch)  # type: ignore[arg-type]
+        assert len(written) == micro_batch // 6
+    assert len(barriers) == 3 * len(written) == 9, "all ranks save together"
+    kept = {save.moment.step: save.state.read_text() for save in saves.finished()}
+    assert kept == ({6: "step 6", 9: "step 9"} if first else {})
+    callback.save(at)
+    assert len(written) == 4, "when told to, at any step"
+    callback.save(at)
+    assert len(written) == 4, "but each once"
+
+
+def test_fewer_ranks_take_over_the_states_of_all() -> None:
+    ranks = []
+    for rank in (0, 1, 2):
+        history = History()
+        train_on(history, [(0, rank), (1, rank)])
+        ranks.append(history.own_state())
+    whole = History()
+    train_on(whole, [(epoch, rank) for epoch in (0, 1) for rank in (0, 1, 2)])
+    assert resumed(History(), {"ranks": ranks}).losses() == pytest.approx(whole.losses())
+    quarantines = [bad_clips(Quarantine(9, 1.0), clips("a", bad={key: "broken"})) for key in "bcb"]
+    states = [quarantine.own_state() for quarantine in quarantines]
+    assert sorted(resumed(Quarantine(9, 1.0), {"ranks": states}).bad) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "accumulate", "ready"), [(1, 4, 24), (1, 2, 24), (4, 1, 6), (3, 3, 6), (2, 2, 12)]
+)
+def test_counts_of_micro_batches_fit_other_ranks(ranks: int, accumulate: int, ready: int) -> None:
+    def counts(ready: int) -> dict[str, int]:
+        return {"ready": ready, "started": ready, "processed": ready, "completed": ready - 1}
+
+    loop: dict[str, Any] = {
+        "epoch_loop.batch_progress": {"current": counts(12), "total": counts(28)},
+        "state_dict": {"combined_loader": [{"consumed": 24, "steps": 12}]},
+    }
+    checkpoint = {"loops": {"fit_loop": loop}}
+    saved = Moment("this", 6, 2, 2, "ddp")
+    another = AnotherWorld(saved, Moment("this", 0, ranks, accumulate, "ddp"))
+    another.on_load_checkpoint(None, None, checkpoint)  # type: ignore[arg-type]
+    progress = loop["epoch_loop.batch_progress"]
+    assert progress["current"] == counts(ready), "a multiple of accumulate, behind it as before"
+    assert progress["total"] == counts(28 * 2 // ranks)
+    assert loop["state_dict"]["combined_loader"] == [{"consumed": 24, "steps": ready}]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -15,11 +16,14 @@ from vlmae.config import as_dict, build, compose_config, conf_dir
 from vlmae.data.decode import DecodePolicy
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.data.prepare import PrepareConfig, data_config
+from vlmae.settings import tower_nodes
+from vlmae.strategy import StrategyConfig
+from vlmae.trainer import TrainConfig
 
 CONF = Path(conf_dir())
-# `command` is the frame of every command, not a choice.
+# `command` is the frame of every command, not a choice; recipes are for `vlmae.train`.
 GROUPS = sorted(
-    path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("command",)
+    path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("command", "recipe")
 )
 # Data without truth: the simulated annotator of a round cannot label them.
 UNLABELLED = ("folder", "manifest", "prepared", "shards")
@@ -54,6 +58,18 @@ def test_every_option_composes_and_is_accepted(option: str) -> None:
     if group == "experiment":
         assert settings.name == name
         assert settings.folder == Path("runs") / name
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "recipe").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_composes_for_training(file: Path) -> None:
+    values: dict[str, Any] = dict(as_dict(compose_config("train", [f"recipe={file.stem}"])))
+    config = build("trainer", TrainConfig, values["trainer"])
+    strategy = build("strategy", StrategyConfig, values["strategy"])
+    assert config.accelerator == "gpu"
+    assert strategy.name in ("ddp", "zero1", "zero2", "zero3")
+    vl, audio = tower_nodes(values)
+    assert vl["tuned_blocks"]
+    assert audio["tuned_blocks"]
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)

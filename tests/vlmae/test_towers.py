@@ -25,7 +25,7 @@ AUDIO_SHA256 = "58287a680a5a929545bffc5e362b90c0a19bdd5910ea9e2a0ece6091e63f6229
 def tuned(nodes: Nodes) -> Nodes:
     """Nodes with a cut in the image and the audio stream."""
     return {
-        "vl": {**nodes["vl"], "tuned_image_blocks": 1},
+        "vl": {**nodes["vl"], "tuned_blocks": {"image": 1}},
         "audio": {**nodes["audio"], "tuned_blocks": 1},
     }
 
@@ -40,7 +40,7 @@ def test_fully_frozen_identity_has_the_keys_it_always_had(towers: Towers) -> Non
 
 
 def test_settings_of_zero_are_no_cut(towers: Towers, nodes: Nodes) -> None:
-    vl = {**nodes["vl"], "tuned_image_blocks": 0, "tuned_text_blocks": 0}
+    vl = {**nodes["vl"], "tuned_blocks": {"image": 0, "text": 0}}
     zero = build_towers(vl, {**nodes["audio"], "tuned_blocks": 0})
     assert zero.identities() == towers.identities()
     assert zero.prefix_streams == zero.streams == towers.streams

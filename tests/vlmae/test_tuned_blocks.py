@@ -28,6 +28,7 @@ from vlmae.data.whitening import read_whitening, whiten
 from vlmae.embedding import EmbedConfig, embed_fused, embed_pooled
 from vlmae.prediction import predict, predict_clips
 from vlmae.towers import build_suffix, build_towers
+from vlmae.tuning import tuned_node, tuning_config
 
 PrefixMaker = Callable[..., Prefix]
 TrainIn = Callable[..., Stage]
@@ -37,7 +38,7 @@ Nodes = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def tuned_nodes(nodes: Nodes) -> Nodes:
     return {
-        "vl": {**nodes["vl"], "tuned_text_blocks": 1},
+        "vl": {**nodes["vl"], "tuned_blocks": {"text": 1}},
         "audio": {**nodes["audio"], "tuned_blocks": 1},
     }
 
@@ -132,8 +133,9 @@ def test_training_moves_what_is_behind_the_cut_and_nothing_else_of_the_towers(
     still = {n for n, p in fresh.named_parameters() if torch.equal(p.detach(), saved[n])}
     # The bias of a key shifts all scores of a query alike: softmax does not see it.
     assert {name for name in still if not name.endswith(("key.bias", "k_proj.bias"))} == set()
-    counted = sum(parameter.numel() for parameter in fresh.parameters())
-    assert tuned_trained.counts["trainable: suffix"] == counted
+    for stream, module in fresh.items():
+        counted = sum(parameter.numel() for parameter in module.parameters())
+        assert tuned_trained.counts[f"trainable: suffix.{stream}"] == counted
     parts = {name.split(".")[0] for name in tensors}
     assert parts == {"suffix", "project", "fusion", "vl_head", "audio_head", "heads"}
     assert weights_sha256(fresh) == weights_sha256(towers.suffix_modules())
@@ -182,10 +184,49 @@ def test_a_checkpoint_is_refused_beside_another_cut(
             load_checkpoint(stage.path / CHECKPOINT, tokens.identities)
 
 
+LORA = {
+    "vl": {"mode": "lora", "blocks": {"text": 1}, "rank": 4},
+    "audio": {"mode": "lora", "blocks": 1, "rank": 4},
+}
+
+
+def test_lora_in_the_last_blocks_trains_on_their_cache(
+    tmp_path: Path,
+    stages: Path,
+    data: Stage,
+    nodes: Nodes,
+    prefix_on: PrefixMaker,
+    train_in: TrainIn,
+    tuned: CachedTokens,
+    tuned_whitened: Stage,
+    model_config: dict[str, Any],
+) -> None:
+    tuning = tuning_config(LORA)
+    cut = {tower: tuned_node(nodes[tower], tuning[tower]) for tower in nodes}
+    same = cache_prefix(stages, prefix_on(data, **cut))
+    assert same is not None
+    assert same.reused
+    assert same.path == tuned.cache.stage.path
+    stage = train_in(
+        tmp_path, source=tuned, whitened=tuned_whitened, model={**model_config, "tuning": LORA}
+    )
+    tensors = load_file(stage.path / CHECKPOINT)
+    saved = {n for n in tensors if n.startswith("suffix.")}
+    assert saved
+    assert all(".lora_" in name for name in saved), "frozen weights are never saved"
+    assert all(tensors[name].any() for name in saved), "B has left zero"
+    table = pq.read_table(stage.path / "validation.parquet")
+    model = load_checkpoint(stage.path / CHECKPOINT, tuned.identities).model
+    predictions, _ = predict_clips(model, tuned, from_arrow(table["id"]))
+    for column, task in enumerate(model.tasks):
+        written = table[f"probability_{task}"].to_numpy()
+        np.testing.assert_array_equal(predictions.probability[:, column], written)
+
+
 def test_tokens_of_another_cut_are_refused_by_the_model(
     tuned_trained: Stage, tuned: CachedTokens, source: CachedTokens, nodes: Nodes
 ) -> None:
-    image = {**nodes["vl"], "tuned_image_blocks": 1}
+    image = {**nodes["vl"], "tuned_blocks": {"image": 1}}
     suffix = build_suffix(image, nodes["audio"])
     assert suffix is not None
     clips = CachedClips(source.cache, np.arange(2), np.zeros((2, 2), np.int8))

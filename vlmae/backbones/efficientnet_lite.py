@@ -77,7 +77,7 @@ class EfficientNetLite0(nn.Module):
         """
         if self._conv_head is None or self._bn1 is None:
             raise ValueError("this network was cut before: load it again to cut it elsewhere")
-        self._blocks, blocks = split_last(self._blocks, last, "tuned_image_blocks")
+        self._blocks, blocks = split_last(self._blocks, last, "tuned_blocks")
         end = EfficientNetEnd(blocks, self._conv_head, self._bn1)
         self._conv_head = self._bn1 = None
         return end

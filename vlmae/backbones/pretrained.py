@@ -7,6 +7,8 @@ tensors it filled with random numbers, a tokenizer with an empty vocabulary. Her
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,9 +127,7 @@ def load_model(
                 f"the weights of {model!r} do not fit {kind.__name__} or are damaged "
                 f"({_first_line(error)}): download or save them again"
             ) from error
-    missing = sorted(
-        name for name in report["missing_keys"] if not name.startswith(tuple(absent) or ("\0",))
-    )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(tuple(absent)))
     if missing:
         named = ", ".join(missing[:3])
         raise ValueError(
@@ -221,6 +221,21 @@ def find_file(model: str, name: str, revision: str | None = None) -> Path | None
     return None if found is None else Path(str(found))
 
 
+def processor_sha256(processor: Any) -> str:
+    """sha256 over the settings of an image processor, or the vocabulary and ways of a tokenizer.
+
+    The same weights give other tokens with another processor, so it is part of an identity.
+    """
+    if isinstance(processor, PreTrainedTokenizerBase):
+        # Lower case, accents, spaces and marks are handled outside the vocabulary: one text tells.
+        ways = processor("  A Tale: d\u00e9j\u00e0-Vu, 1984!  <s>")["input_ids"]
+        known: Any = [sorted(processor.get_vocab().items()), ways]
+    else:
+        known = processor.to_dict()
+    text = json.dumps(known, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def dtype_of(name: str) -> torch.dtype:
     """The torch type of a name in a configuration.
 
@@ -266,9 +281,9 @@ def _unavailable(what: str, model: str, revision: str | None, error: Exception) 
             f"folder {model!r} has no usable {what} ({reason}): save model and processor there "
             "with save_pretrained, or download the folder again"
         )
+    causes = _chain(error)
     if model.count("/") > 1 or model.startswith((".", "/", "~")):
         return ValueError(f"there is no folder {model!r}: correct the path or name a hub id")
-    causes = _chain(error)
     if any(isinstance(e, GatedRepoError) for e in causes):
         return ValueError(
             f"{model!r} is gated: accept its terms on the hub and log in with `hf auth login`"
@@ -285,11 +300,13 @@ def _unavailable(what: str, model: str, revision: str | None, error: Exception) 
         for e in causes
     ):
         return ValueError(f"{model!r} has no {what} ({reason}): name a complete model")
+    if any(isinstance(e, HFValidationError) for e in causes):
+        return ValueError(f"{model!r} is neither a folder nor a hub id ({reason}): correct it")
     at = "" if revision is None else f" --revision {revision}"
     return ValueError(
-        f"the {what} of {model!r} are neither a local folder nor in this machine's cache, and the "
-        f"hub did not give them ({reason}): give a local folder, or download it first where there "
-        f"is a network: `hf download {model}{at}`"
+        f"cannot get the {what} of {model!r}: it is no local folder, not in this machine's cache, "
+        "and the hub cannot be reached: give a local folder, or download it first on a machine "
+        f"with network: `hf download {model}{at}`"
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,24 @@ class StreamEncoder(StreamSuffix):
         return self.call(layer, tokens.values, tokens.mask, context)
 
 
+class Cuttable(Protocol):
+    """What a tower needs of an encoder: a `StreamEncoder`, or one of convolutions."""
+
+    @property
+    def out_width(self) -> int:
+        """Of the tokens that the model reads."""
+
+    @property
+    def total(self) -> int:
+        """Blocks of the whole encoder."""
+
+    def inputs(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """See `StreamEncoder.inputs`."""
+
+    def cut(self, tuned: Tuned) -> tuple[StreamSuffix | None, StreamSuffix | None]:
+        """See `StreamEncoder.cut`."""
+
+
 class StreamTower(Backbone):
     """A tower of streams, each cut where its configuration says.
 
@@ -190,7 +208,7 @@ class StreamTower(Backbone):
 
     def __init__(
         self,
-        encoders: Mapping[str, StreamEncoder],
+        encoders: Mapping[str, Cuttable],
         *,
         tuned_blocks: Tuned | Mapping[str, Tuned] = 0,
         name: str,
@@ -211,7 +229,8 @@ class StreamTower(Backbone):
             if before is not None:
                 self.prefixes[stream] = before
             if behind is not None:
-                self.tail[stream] = behind
+                # What trains keeps float32, whatever the frozen half is loaded in.
+                self.tail[stream] = behind.float()
         self._identity = (name, revision, dict(options))
         self.freeze()
 

@@ -199,9 +199,7 @@ class ClipLoader:
             "draws": self.order.draws,
             "batch_size": config.batch_size,
             "seed": config.seed,
-            "settings": fingerprint(
-                [config.run_clips, config.bucket_batches, config.remainder, config.accumulate]
-            ),
+            "settings": fingerprint([config.run_clips, config.bucket_batches, config.remainder]),
         }
 
     def _loader(self) -> DataLoader[Any]:

@@ -155,8 +155,9 @@ def cache_prefix(
         The finished stage; None while shards of other shares are missing.
 
     Raises:
-        ValueError: more than `skip_limit` of the clips cannot be decoded, with counts by reason; or
-            the decode policy differs from epoch to epoch.
+        ValueError: more than `skip_limit` of the clips cannot be decoded, with counts by reason;
+            the decode policy differs from epoch to epoch; the towers' tokens cannot be cached, or
+            not with this dtype.
     """
     stage = work_on_stage(
         root,
@@ -173,7 +174,7 @@ def cache_prefix(
 
 def find_cache(root: Path, prefix: Prefix) -> PrefixCache | None:
     """The finished cache of these very tokens, or None."""
-    if not prefix.policy.repeatable:
+    if not prefix.policy.repeatable or build_towers(prefix.vl, prefix.audio).uncacheable:
         return None
     path = stage_directory(root, STAGE, **_spec(prefix))
     return PrefixCache(open_stage(path)) if path.is_dir() else None
@@ -203,7 +204,15 @@ def _spec(prefix: Prefix) -> dict[str, Any]:
             "tokens cannot be cached: use uniform or keyframe, or prefix.use=off"
         )
     codec = TokenCodec(prefix.config.dtype)
-    streams = widths(build_towers(prefix.vl, prefix.audio).prefix_streams)
+    towers = build_towers(prefix.vl, prefix.audio)
+    if towers.uncacheable:
+        raise ValueError(towers.uncacheable)
+    if codec.dtype == "int8" and towers.needs_float_cache:
+        raise ValueError(
+            "prefix.dtype=int8 keeps one scale a token, and the tokens at this cut carry positions "
+            "that it would lose: use float16 or bfloat16"
+        )
+    streams = widths(towers.prefix_streams)
     parts = [
         Part(
             shard,

@@ -210,9 +210,12 @@ def open_source(root: Path, prefix: Prefix, say: Say) -> TokenSource:
         say: called with which of both it is.
 
     Raises:
-        ValueError: a cache is required, and there is none.
+        ValueError: a cache is required, and there is none, or cannot be.
     """
     use = prefix.config.use
+    uncacheable = build_towers(prefix.vl, prefix.audio).uncacheable
+    if uncacheable and use == "require":
+        raise ValueError(f"prefix.use=require, and {uncacheable}")
     cache = find_cache(root, prefix) if use != "off" else None
     if cache is not None:
         say(f"tokens from the cache {cache.stage.path.name}")
@@ -222,5 +225,8 @@ def open_source(root: Path, prefix: Prefix, say: Say) -> TokenSource:
             f"prefix.use=require, and there is no finished cache of these tokens in {root}: run "
             "python -m vlmae.cache with the same config, or set prefix.use=auto"
         )
-    say("no finished cache of these tokens: clips are decoded and encoded as they are needed")
+    if uncacheable:
+        say("no cache: the config trains from the inputs on or at random; clips are decoded live")
+    else:
+        say("no finished cache of these tokens: clips are decoded and encoded as they are needed")
     return LiveTokens(prefix)

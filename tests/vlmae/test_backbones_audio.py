@@ -1,0 +1,570 @@
+"""Audio towers of every family, on tiny random folders, against transformers' own models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_audio_models as tiny
+import torch
+import yaml
+from hydra.utils import instantiate
+from torchaudio.transforms import Resample
+from transformers import (
+    ASTFeatureExtractor,
+    ASTModel,
+    BertConfig,
+    BertModel,
+    ClapAudioModelWithProjection,
+    ClapFeatureExtractor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    WavLMModel,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder as ReferenceEncoder
+
+from vlmae.backbones.audio_stream import AudioTower
+from vlmae.backbones.clap import Clap
+from vlmae.backbones.spectrogram_transformer import SpectrogramTransformer
+from vlmae.backbones.stream import StreamEncoder
+from vlmae.backbones.waveform import Waveform, receptive_field
+from vlmae.backbones.whisper import Whisper
+from vlmae.data.decode import Clip
+from vlmae.tokens import Tokens, pad
+
+TOWERS: dict[str, Callable[..., AudioTower]] = {
+    "whisper": Whisper,
+    "ast": SpectrogramTransformer,
+    "hubert": Waveform,
+    "hubert_large": Waveform,
+    "wavlm": Waveform,
+    "wavlm_large": Waveform,
+    "clap": Clap,
+    "clap_fused": Clap,
+}
+WAVES = {"hubert": HubertModel, "wavlm": WavLMModel}
+BLOCKS = {family: 2 if family.startswith("clap") else tiny.LAYERS for family in TOWERS}
+CUTS = [(family, tuned) for family in TOWERS for tuned in [*range(1, BLOCKS[family] + 1), "all"]]
+# A key's bias shifts all scores of a query alike: softmax does not see it.
+BLIND = ("k_proj.bias", "key.bias")
+CONF = Path(__file__).parents[2] / "conf" / "audio"
+Folders = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    root = tmp_path_factory.mktemp("audio-models")
+    return {family: make(root / family) for family, make in tiny.FAMILIES.items()}
+
+
+def noise(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
+    """A chirp in noise: neither silent nor alike in any two places."""
+    time = np.arange(round(rate * seconds)) / rate
+    hiss = np.random.default_rng(seed).normal(0, 0.05, len(time))
+    return (0.3 * np.sin(2 * np.pi * (200 + 300 * time) * time) + hiss).astype(np.float32)
+
+
+def clip_of(sound: np.ndarray) -> Clip:
+    return Clip("sound", "", np.zeros((0, 0, 0, 3), np.uint8), sound, None)
+
+
+def clips_at(rate: int) -> list[Clip]:
+    """Several lengths, two of them equal; nothing, and one sample; silence."""
+    seconds = (0.9, 0.4, 0.0, 0.9, 1.4, 1 / rate)
+    clips = [clip_of(noise(length, rate, seed)) for seed, length in enumerate(seconds)]
+    return [*clips, clip_of(np.zeros(rate // 2, np.float32))]
+
+
+def audio(tower: AudioTower, sounds: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    return tower.prefix([clip_of(sound) for sound in sounds])["audio"]
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, limit: float = 1e-4) -> None:
+    torch.testing.assert_close(ours, theirs, atol=limit, rtol=0)
+
+
+# The sound as the model wants it, against its own feature extractor.
+
+
+def test_whispers_features(folders: Folders) -> None:
+    tower = Whisper(folders["whisper"])
+    extractor = WhisperFeatureExtractor.from_pretrained(folders["whisper"])
+    assert extractor.feature_size == tiny.BANDS, "not the default 80"
+    for seconds in (0.3, 1.5):
+        sound = noise(seconds, 16_000)
+        sound[800:2400] = 0.0  # so far below the loudest that the floor lifts it
+        ours = tower.reader.read(torch.from_numpy(sound)[None])[0]
+        theirs = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_features[0].T
+        assert ours.shape == (100 * seconds, tiny.BANDS)
+        # The last frames see reflected sound here, and silence there.
+        close(ours[:-3], theirs[: len(ours) - 3])
+
+
+def test_spectrogram_features_with_padding_and_several_windows(folders: Folders) -> None:
+    tower = SpectrogramTransformer(folders["ast"])
+    extractor = ASTFeatureExtractor.from_pretrained(folders["ast"])
+    sound = noise(2.3, 16_000)
+    frames = 1 + (len(sound) - 400) // 160
+    ours = tower.reader.read(torch.from_numpy(sound)[None])[0]
+    assert len(ours) == 256
+    assert frames == 228
+    # The extractor cuts at one window: a clip's first one is what it makes of the whole clip.
+    close(ours[:128], extractor(sound, 16_000, return_tensors="pt").input_values[0])
+    rest = sound[128 * 160 :]
+    close(ours[128:], extractor(rest, 16_000, return_tensors="pt").input_values[0])
+    assert (ours[frames:] == 7.0 / 6.0).all(), "zeros, normalised"
+
+
+@pytest.mark.parametrize("family", ["clap", "clap_fused"])
+def test_claps_features_repeat_short_sounds(folders: Folders, family: str) -> None:
+    tower = Clap(folders[family])
+    extractor = ClapFeatureExtractor.from_pretrained(folders[family])
+    for seconds in (0.3, 1.0, 0.7):
+        sound = noise(seconds, 48_000)
+        ours = tower.reader.read(torch.from_numpy(sound)[None])[0]
+        theirs = extractor(sound, sampling_rate=48_000, return_tensors="pt").input_features[0, 0]
+        close(ours, theirs, 1e-3)  # dB, from -100 to 30
+    sound = noise(1.7, 48_000)
+    ours = tower.reader.read(torch.from_numpy(sound)[None])[0]
+    for start, window in ((0, ours[:101]), (48_000, ours[101:])):
+        part = sound[start : start + 48_000]
+        theirs = extractor(part, sampling_rate=48_000, return_tensors="pt").input_features[0, 0]
+        close(window, theirs, 1e-3)
+
+
+@pytest.mark.parametrize(("family", "normalised"), [("hubert", True), ("wavlm", False)])
+def test_samples_are_normalised_where_the_extractor_says_so(
+    folders: Folders, family: str, normalised: bool
+) -> None:
+    sound = noise(0.5, 16_000) + np.float32(0.2)
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[family])
+    theirs = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_values[0]
+    ours = Waveform(folders[family], tuned_blocks="all").prefix([clip_of(sound)])["audio"][0]
+    close(ours[:, 0], theirs)
+    assert abs(float(ours.mean())) < 1e-4 if normalised else torch.equal(ours[:, 0], theirs)
+
+
+# Uncut tokens, against the model's own forward.
+
+
+def test_whisper_equals_its_own_encoder_on_thirty_seconds_and_on_short_clips(
+    folders: Folders,
+) -> None:
+    tower = Whisper(folders["whisper"])
+    whole = WhisperModel.from_pretrained(folders["whisper"]).encoder.eval()
+    long = noise(31.0, 16_000)
+    features = WhisperFeatureExtractor.from_pretrained(folders["whisper"])(
+        long[: 30 * 16_000], sampling_rate=16_000, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        expected = whole(features.input_features).last_hidden_state[0]
+    tokens = audio(tower, [long])[0]
+    assert tokens.shape == (1500, tiny.WIDTH), "what follows 30 s is cut"
+    close(tokens, expected)
+    # transformers' encoder runs on 1.5 s when it is built with 75 positions, the first ones.
+    config = copy.deepcopy(whole.config)
+    config.max_source_positions = 75
+    reference = ReferenceEncoder(config).eval()
+    state = whole.state_dict()
+    state["embed_positions.weight"] = state["embed_positions.weight"][:75]
+    reference.load_state_dict(state)
+    short = noise(1.5, 16_000)
+    with torch.inference_mode():
+        features = tower.reader.read(torch.from_numpy(short)[None]).transpose(1, 2)
+        expected = reference(features).last_hidden_state[0]
+    close(audio(tower, [short])[0], expected)
+    pooled = audio(Whisper(folders["whisper"], pool=10), [short])[0]
+    assert len(pooled) == 8
+    close(pooled[:7], expected[:70].unflatten(0, (7, 10)).mean(dim=1))
+    close(pooled[7], expected[70:].mean(dim=0))
+
+
+def test_spectrogram_transformer_equals_its_own_model_on_every_window(folders: Folders) -> None:
+    model = ASTModel.from_pretrained(folders["ast"]).eval()
+    extractor = ASTFeatureExtractor.from_pretrained(folders["ast"])
+    sound = noise(2.3, 16_000)
+    parts = [sound, sound[128 * 160 :]]
+    with torch.inference_mode():
+        theirs = model(extractor(parts, 16_000, return_tensors="pt").input_values)
+    hidden = theirs.last_hidden_state
+    assert hidden.shape == (2, 38, tiny.WIDTH)
+    close(audio(SpectrogramTransformer(folders["ast"]), [sound])[0], hidden.flatten(0, 1))
+    one = audio(SpectrogramTransformer(folders["ast"], pool=0), [sound])[0]
+    close(one, theirs.pooler_output)
+    # Three bands of patches by twelve steps in time.
+    steps = hidden[:, 2:].unflatten(1, (3, 12)).mean(dim=1)
+    some = audio(SpectrogramTransformer(folders["ast"], pool=5), [sound])[0]
+    means = [steps[:, :5], steps[:, 5:10], steps[:, 10:]]
+    expected = [hidden[:, :2], *(mean.mean(dim=1, keepdim=True) for mean in means)]
+    close(some, torch.cat(expected, dim=1).flatten(0, 1))
+
+
+@pytest.mark.parametrize("family", ["hubert", "hubert_large", "wavlm", "wavlm_large"])
+def test_waveform_encoders_equal_their_own_models(folders: Folders, family: str) -> None:
+    model = WAVES[family.split("_")[0]].from_pretrained(folders[family]).eval()
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[family])
+    # 400 samples are one position, and with 2.3 s WavLM's distances pass its largest bucket.
+    sounds = [noise(seconds, 16_000) for seconds in (1.5, 0.025, 2.3)]
+    tokens = audio(Waveform(folders[family]), sounds)
+    for sound, ours in zip(sounds, tokens, strict=True):
+        inputs = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_values
+        with torch.inference_mode():
+            close(ours, model(inputs).last_hidden_state[0])
+    assert len(tokens[1]) == 1
+    pooled = audio(Waveform(folders[family], pool=10), sounds)[0]
+    close(pooled[0], tokens[0][:10].mean(dim=0))
+
+
+@pytest.mark.parametrize("family", ["clap", "clap_fused"])
+def test_clap_equals_its_own_model_on_every_window(folders: Folders, family: str) -> None:
+    model = ClapAudioModelWithProjection.from_pretrained(folders[family]).eval().audio_model
+    extractor = ClapFeatureExtractor.from_pretrained(folders[family])
+    sound = noise(1.7, 48_000)
+    features = torch.cat(
+        [
+            extractor(part, sampling_rate=48_000, return_tensors="pt").input_features
+            for part in (sound[:48_000], sound[48_000:])
+        ]
+    )
+    with torch.inference_mode():
+        theirs = model(features, is_longer=torch.zeros(2, 1, dtype=torch.bool))
+    hidden = theirs.last_hidden_state  # (2, D, frequencies, times)
+    assert hidden.shape == (2, tiny.WIDTH, 2, 32)
+    ordered = hidden.flatten(2).transpose(1, 2)
+    close(audio(Clap(folders[family]), [sound])[0], ordered.flatten(0, 1))
+    close(audio(Clap(folders[family], pool=0), [sound])[0], theirs.pooler_output)
+    steps = hidden.mean(dim=2).unflatten(2, (8, 4)).mean(dim=3).transpose(1, 2)
+    close(audio(Clap(folders[family], pool=4), [sound])[0], steps.flatten(0, 1))
+
+
+# Cuts.
+
+
+@pytest.mark.parametrize(("family", "tuned"), CUTS)
+def test_every_cut_gives_the_uncut_tokens(folders: Folders, family: str, tuned: Any) -> None:
+    pool = 3 if tuned == 1 else 1
+    whole = TOWERS[family](folders[family], pool=pool)
+    tower = TOWERS[family](folders[family], pool=pool, tuned_blocks={"audio": tuned})
+    clips = clips_at(tower.sample_rate)
+    blocks = BLOCKS[family]
+    assert tower.blocks == whole.blocks == {"audio": blocks}
+    assert tower.tuned_blocks == {"audio": blocks if tuned == "all" else tuned}
+    width = tower.prefix_streams["audio"]
+    assert width == (tower.reader.width if tuned == "all" else tiny.WIDTH)
+    at_cut = pad(tower.prefix(clips)["audio"], width)
+    # What stands under a mask, and how far a batch is padded, has no influence.
+    values = torch.where(at_cut.mask[..., None], at_cut.values, torch.nan)
+    longer = torch.cat([values, torch.full((len(clips), 50, width), torch.inf)], dim=1)
+    mask = torch.cat([at_cut.mask, torch.zeros(len(clips), 50, dtype=torch.bool)], dim=1)
+    with torch.no_grad():
+        results = [tower.suffix({"audio": t})["audio"] for t in (at_cut, Tokens(longer, mask))]
+    for result in results:
+        for ours, real, expected in zip(
+            result.values, result.mask, whole.prefix(clips)["audio"], strict=True
+        ):
+            close(ours[real], expected, 1e-5)
+            assert int(real.sum()) == len(expected)
+
+
+@pytest.mark.parametrize(("family", "tuned"), CUTS)
+def test_gradients_reach_everything_behind_the_cut(
+    folders: Folders, family: str, tuned: Any
+) -> None:
+    tower = TOWERS[family](folders[family], tuned_blocks=tuned)
+    tower.tail.train()
+    stream = tower.tail["audio"]
+    assert isinstance(stream, StreamEncoder)
+    stream.checkpointing = tuned == 2
+    clips = clips_at(tower.sample_rate)[:3]
+    torch.manual_seed(0)
+    tokens = pad(tower.prefix(clips)["audio"], tower.prefix_streams["audio"])
+    (tower.suffix({"audio": tokens})["audio"].mean() ** 3).sum().backward()
+    without = [
+        name
+        for name, parameter in tower.tail.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert [name for name in without if not name.endswith(BLIND)] == []
+    assert all(p.grad is None or p.grad.isfinite().all() for p in tower.tail.parameters())
+    behind = {id(p) for p in tower.tail.parameters()}
+    others = [p for p in tower.parameters() if id(p) not in behind]
+    assert all(p.grad is None and not p.requires_grad for p in others)
+    if tuned == "all":
+        assert not others
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_a_batch_without_sound_is_finite_at_every_cut(folders: Folders, family: str) -> None:
+    for tuned in (1, "all"):
+        tower = TOWERS[family](folders[family], tuned_blocks=tuned)
+        nothing = [clip_of(np.zeros(0, np.float32))] * 2
+        tokens = pad(tower.prefix(nothing)["audio"], tower.prefix_streams["audio"])
+        result = tower.suffix({"audio": tokens})["audio"]
+        assert not result.mask.any()
+        result.mean().sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in tower.tail.parameters())
+
+
+def test_names_are_those_of_the_encoder_at_every_cut(folders: Folders) -> None:
+    expected = {
+        "whisper": {"audio.layers.2.self_attn.q_proj.weight", "audio.norm.weight"},
+        "ast": {"audio.layers.2.attention.q_proj.weight", "audio.norm.weight"},
+        "hubert_large": {"audio.layers.2.attention.q_proj.weight", "audio.norm.weight"},
+        "wavlm": {"audio.layers.2.attention.q_proj.weight"},
+        "clap": {"audio.layers.1.attention.self.query.weight", "audio.norm.weight"},
+    }
+    for family, names in expected.items():
+        few, most = (
+            set(TOWERS[family](folders[family], tuned_blocks=n).tail.state_dict())
+            for n in (1, "all")
+        )
+        assert names <= few < most
+        assert any(name.startswith("audio.embedding.") for name in most)
+
+
+def test_whispers_positions_never_train(folders: Folders) -> None:
+    tail = Whisper(folders["whisper"], tuned_blocks="all").tail
+    assert "audio.embedding.embed_positions.weight" in tail.state_dict()
+    assert "audio.embedding.embed_positions.weight" not in dict(tail.named_parameters())
+
+
+def test_wavlm_shares_its_positions_behind_a_cut_without_training_them(folders: Folders) -> None:
+    tower = Waveform(folders["wavlm"], tuned_blocks=2)
+    assert not [name for name in tower.tail.state_dict() if "rel_attn" in name or "posit" in name]
+    sound = [clip_of(noise(1.0, 16_000))]
+    before = tower.prefix(sound)["audio"][0]
+    trained = copy.deepcopy(tower)
+    with torch.no_grad():
+        for parameter in trained.tail.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(trained.prefix(sound)["audio"][0], before)
+    # With the first block behind the cut they train with it.
+    names = dict(Waveform(folders["wavlm"], tuned_blocks=3).tail.named_parameters())
+    assert "audio.layers.0.attention.rel_attn_embed.weight" in names
+
+
+def test_wavlms_projections_run_as_modules(folders: Folders) -> None:
+    # transformers reads their weights alone: LoRA on them would train nothing.
+    tower = Waveform(folders["wavlm"], tuned_blocks=1)
+    attention: Any = tower.tail["audio"].layers["2"].attention
+    called = []
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        getattr(attention, name).register_forward_hook(
+            lambda *_, name=name: called.append(name)  # type: ignore[misc]
+        )
+    tokens = pad(tower.prefix([clip_of(noise(0.5, 16_000))])["audio"], tiny.WIDTH)
+    tower.suffix({"audio": tokens})
+    assert sorted(called) == ["k_proj", "out_proj", "q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_what_is_called_between_blocks_sees_every_hidden_state(
+    folders: Folders, family: str
+) -> None:
+    tower = TOWERS[family](folders[family], tuned_blocks=2)
+    clips = clips_at(tower.sample_rate)
+    tokens = {"audio": pad(tower.prefix(clips)["audio"], tower.prefix_streams["audio"])}
+    seen = []
+
+    def watch(number: int, hidden: Tokens) -> Tokens:
+        seen.append((number, hidden.values.shape[-1]))
+        return Tokens(hidden.values * (2.0 if number == BLOCKS[family] - 1 else 1.0), hidden.mask)
+
+    changed = tower.tail(tokens, {"audio": watch})["audio"]
+    last = BLOCKS[family] - 1
+    assert seen == [(last - 1, tiny.WIDTH), (last, tiny.WIDTH)]
+    assert not torch.allclose(changed.values, tower.suffix(tokens)["audio"].values)
+
+
+# One tower.
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_tokens_do_not_depend_on_the_rest_of_the_batch(folders: Folders, family: str) -> None:
+    tower = TOWERS[family](folders[family])
+    clips = clips_at(tower.sample_rate)
+    together = tower.prefix(clips)["audio"]
+    # CLAP alone reads one sample, which it repeats.
+    assert [len(t) > 0 for t in together] == [1, 1, 0, 1, 1, family.startswith("clap"), 1]
+    for clip, tokens in zip(clips, together, strict=True):
+        assert tokens.shape[1:] == (tower.streams["audio"],)
+        assert tokens.dtype == torch.float32
+        assert tokens.isfinite().all()
+        close(tokens, tower.prefix([clip])["audio"][0], 1e-5)
+    assert tower.train().prefix(clips[:1])["audio"][0].equal(tower.prefix(clips[:1])["audio"][0])
+
+
+@pytest.mark.parametrize("family", ["ast", "hubert", "clap"])
+def test_longer_clips_are_cut_at_max_seconds(folders: Folders, family: str) -> None:
+    tower = TOWERS[family](folders[family], max_seconds=1.5)
+    long = noise(3.0, tower.sample_rate)
+    ours, expected = audio(tower, [long, long[: round(1.5 * tower.sample_rate)]])
+    close(ours, expected, 1e-5)
+    assert len(ours) < len(audio(TOWERS[family](folders[family]), [long])[0])
+    with pytest.raises(ValueError, match="max_seconds leaves 0 samples"):
+        TOWERS[family](folders[family], max_seconds=0)
+
+
+@pytest.mark.parametrize("family", ["whisper", "ast", "wavlm", "clap"])
+def test_other_rates_are_resampled_by_torchaudio(folders: Folders, family: str) -> None:
+    own = TOWERS[family](folders[family])
+    tower = TOWERS[family](folders[family], decode_rate=22_050)
+    assert tower.sample_rate == 22_050
+    sound = noise(1.2, 22_050)
+    model_rate = own.sample_rate
+    expected = Resample(22_050, model_rate)(torch.from_numpy(sound)).numpy()
+    close(audio(tower, [sound])[0], audio(own, [expected])[0])
+    assert tower.identity().options["decode_rate"] == 22_050
+    assert "decode_rate" not in own.identity().options
+    same = TOWERS[family](folders[family], decode_rate=model_rate)
+    assert same.identity() == own.identity()
+    long = noise(31.0, 22_050)
+    assert len(audio(Whisper(folders["whisper"], decode_rate=22_050), [long])[0]) == 1500
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_identity_names_no_path_and_hashes_the_weights_alone(folders: Folders, family: str) -> None:
+    tower = TOWERS[family](folders[family], pool=2)
+    identity = tower.identity()
+    assert (identity.name, identity.revision) == (family, "local")
+    assert identity.options["pool"] == 2
+    assert tower.prefixes.state_dict().keys() == {
+        f"audio.{name}" for name in tower.prefixes["audio"].state_dict()
+    }
+    assert not any("mel" in name or "reader" in name for name in tower.prefixes.state_dict())
+    cuts = [TOWERS[family](folders[family], pool=2, tuned_blocks=n) for n in (1, 2, "all")]
+    assert len({identity.sha256, *(cut.identity().sha256 for cut in cuts)}) == 4
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_frozen_weights_in_bfloat16_and_a_suffix_in_float32(folders: Folders, family: str) -> None:
+    whole = TOWERS[family](folders[family])
+    clips = clips_at(whole.sample_rate)[:2]
+    expected = whole.prefix(clips)["audio"]
+    for tuned in (0, 1):
+        tower = TOWERS[family](folders[family], dtype="bfloat16", tuned_blocks=tuned)
+        assert {p.dtype for p in tower.prefixes.parameters()} == {torch.bfloat16}
+        assert all(p.dtype == torch.float32 for p in tower.tail.parameters())
+        tokens = pad(tower.prefix(clips)["audio"], tower.prefix_streams["audio"])
+        with torch.no_grad():
+            result = tower.suffix({"audio": tokens})["audio"]
+        for ours, real, theirs in zip(result.values, result.mask, expected, strict=True):
+            assert float((ours[real] - theirs).norm() / theirs.norm()) < 0.03
+        assert tower.identity().sha256 != whole.identity().sha256
+
+
+@pytest.mark.parametrize("family", ["whisper", "clap", "wavlm"])
+def test_a_moved_tower_reads_sound_where_it_is(
+    folders: Folders, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The meta device has no values, but refuses to compute with tensors of the CPU, as a GPU does.
+    clips = clips_at(22_050)
+    for tuned in (0, 1):
+        tower = TOWERS[family](folders[family], decode_rate=22_050, tuned_blocks=tuned)
+        expected = tower.prefix(clips)["audio"]
+        moved = copy.deepcopy(tower).to("meta")
+        monkeypatch.setattr(
+            torch.Tensor, "cpu", lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype)
+        )
+        assert [t.shape for t in moved.prefix(clips)["audio"]] == [t.shape for t in expected]
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("family", ["whisper", "ast", "hubert", "wavlm", "clap"])
+def test_its_file_in_conf_builds_it(folders: Folders, family: str) -> None:
+    node = yaml.safe_load((CONF / f"{family}.yaml").read_text())
+    assert "/" in node["model"], "a hub id"
+    assert "tuned_blocks" not in node
+    tower = instantiate({**node, "model": folders[family]})
+    assert isinstance(tower, AudioTower)
+    assert tower.random == ""
+    assert len(tower.prefix(clips_at(tower.sample_rate)[:1])["audio"][0]) > 0
+
+
+# Errors.
+
+
+def test_models_of_other_families_are_refused(folders: Folders, tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = BertModel(BertConfig(**small, vocab_size=20, intermediate_size=8))
+    image = CLIPVisionModel(CLIPVisionConfig(**small, image_size=32, intermediate_size=8))
+    for name, model in (("bert", text), ("clip_vision_model", image)):
+        model.save_pretrained(tmp_path / name)
+        for tower in (Whisper, SpectrogramTransformer, Waveform, Clap):
+            with pytest.raises(ValueError, match=f"of the family '{name}' and cannot be"):
+                tower(str(tmp_path / name))
+    with pytest.raises(ValueError, match="'hubert' and cannot be a Whisper encoder: use one of"):
+        Whisper(folders["hubert"])
+
+
+@pytest.mark.parametrize("family", ["whisper", "ast", "hubert", "wavlm", "clap"])
+def test_missing_files_are_named(folders: Folders, tmp_path: Path, family: str) -> None:
+    folder = tmp_path / family
+    folder.mkdir()
+    for path in Path(folders[family]).iterdir():
+        if path.name != "preprocessor_config.json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"(processor files|extractor)"):
+        TOWERS[family](str(folder))
+    with pytest.raises(ValueError, match=r"cannot get the configuration of 'nobody/nothing'"):
+        TOWERS[family]("nobody/nothing")
+    (folder / "model.safetensors").unlink()
+    (folder / "preprocessor_config.json").write_bytes(
+        (Path(folders[family]) / "preprocessor_config.json").read_bytes()
+    )
+    with pytest.raises(ValueError, match="weights"):
+        TOWERS[family](str(folder))
+
+
+def test_an_extractor_of_another_model_is_refused(folders: Folders, tmp_path: Path) -> None:
+    folder = tiny.hubert(tmp_path / "hubert")
+    WhisperFeatureExtractor().save_pretrained(folder)
+    with pytest.raises(ValueError, match="WhisperFeatureExtractor for its sound, its encoder need"):
+        Waveform(folder)
+    other = tiny.whisper(tmp_path / "whisper", feature_size=80)
+    with pytest.raises(ValueError, match=f"makes 80 mel bands, its encoder reads {tiny.BANDS}"):
+        Whisper(other)
+    other = tiny.spectrogram_transformer(tmp_path / "ast", frames=256)
+    with pytest.raises(ValueError, match=r"windows of \(256, 40\) frames and bands"):
+        SpectrogramTransformer(other)
+
+
+def test_variants_that_the_towers_do_not_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="conv_pos_batch_norm, which this tower does not run"):
+        Waveform(tiny.hubert(tmp_path / "hubert", conv_pos_batch_norm=True))
+    mapped = tiny.clap(tmp_path / "clap", fused=True, fusion_type="channel_map")
+    with pytest.raises(ValueError, match="reads 4 channels of a fused spectrogram"):
+        Clap(mapped)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("clap", {"tuned_blocks": 3}, r"0 to 2, the blocks of CLAP's last stage, or 'all', got 3"),
+        ("ast", {"tuned_blocks": 4}, "tuned_blocks must be from 0 to 3, or 'all', got 4"),
+        ("hubert", {"tuned_blocks": "most"}, "tuned_blocks must be from 0 to 3, or 'all'"),
+        ("wavlm", {"tuned_blocks": {"image": 1}}, r"tuned_blocks names \['image'\]"),
+        ("whisper", {"pool": 0}, "pool must be from 1 to 1500, got 0"),
+        ("hubert", {"pool": 0}, "pool must be from 1"),
+        ("ast", {"pool": 13}, "pool must be from 0 to 12, got 13"),
+        ("clap", {"pool": -1}, "pool must be from 0 to 32, got -1"),
+        ("whisper", {"decode_rate": 0}, "decode_rate must be positive"),
+    ],
+)
+def test_settings_out_of_range(
+    folders: Folders, family: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TOWERS[family](folders[family], **settings)
+
+
+def test_receptive_field_is_that_of_the_base_models() -> None:
+    assert receptive_field((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)) == 400
