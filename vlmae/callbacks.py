@@ -182,6 +182,17 @@ class Trace(Callback):
             stream.write(",".join(line) + "\n")
 
 
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether the validation clips are measured right after this training batch.
+
+    Lightning goes on behind the validation of an epoch whose last batch a save has seen, as if it
+    had been done: such a save has to wait for it.
+    """
+    loop = trainer.fit_loop
+    follows: bool = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return follows
+
+
 class SaveForResume(Callback):
     """Saves the whole state of a training every so many steps of the optimiser.
 
@@ -196,6 +207,7 @@ class SaveForResume(Callback):
     def __init__(self, saves: Saves, moment: Moment, steps: int) -> None:
         self.saves, self.moment, self.steps = saves, moment, steps
         self._seen = self._saved = 0
+        self._due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What a resumed training goes on from is saved already."""
@@ -207,8 +219,14 @@ class SaveForResume(Callback):
         """Save, if it is time. Collective."""
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
-            if self.steps and self._seen % self.steps == 0:
+            self._due = bool(self.steps) and self._seen % self.steps == 0
+            if self._due and not validation_follows(trainer):
                 self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was due before the validation. Collective."""
+        if self._due:
+            self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Save this step, unless it is. Collective; at the boundary of a step."""
@@ -224,7 +242,7 @@ class SaveForResume(Callback):
             self.saves.finish(replace(self.moment, step=step))
         # Nobody leaves, or goes on to the next save, before this one is whole.
         trainer.strategy.barrier("a save is finished")
-        self._saved = step
+        self._saved, self._due = step, False
 
 
 class AnotherWorld(Callback):

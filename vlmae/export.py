@@ -1,6 +1,6 @@
 """Export a model: `python -m vlmae.export checkpoint=<train stage> output=<folder>`.
 
-With `evaluation=<evaluate stage>` the model card states its metrics. The folder holds trainable
+With `evaluated=<evaluate stage>` the model card states its metrics. The folder holds trainable
 tensors, settings, processors, a model card and a `torch.export` program (docs/checkpoints.md); read
 it with `vlmae.load`, score files with `python -m vlmae.predict`.
 """
@@ -24,8 +24,8 @@ def main(config: DictConfig) -> None:
     """Write the folder of a trained model."""
     values = cast(dict[str, Any], as_dict(config))
     console = Console()
-    folder, output, evaluation = (
-        checked(key, str | None, values[key]) for key in ("checkpoint", "output", "evaluation")
+    folder, output, evaluated = (
+        checked(key, str | None, values[key]) for key in ("checkpoint", "output", "evaluated")
     )
     if not folder:
         raise ValueError("checkpoint is not set: give the folder of a finished train stage")
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
     written = export(
         open_stage(Path(folder)),
         Path(output),
-        evaluated=open_stage(Path(evaluation)) if evaluation else None,
+        evaluated=open_stage(Path(evaluated)) if evaluated else None,
         policy=build("decode", DecodePolicy, values["decode"]),
         licence=checked("licence", str, values["licence"]),
         say=say,

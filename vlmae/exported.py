@@ -112,6 +112,11 @@ def export(
         raise ValueError(
             f"{trained.path} is a {trained.manifest['stage']!r} stage: give that of a training"
         )
+    if _train_settings(trained).get("inputs") == "shuffled_audio":
+        raise ValueError(
+            f"{trained.path} was trained on the sound of other clips, as a control: export a model "
+            "that was trained with trainer.inputs both, vl or audio"
+        )
     if evaluated is not None:
         _require_of(evaluated, trained)
     checkpoint = load_checkpoint(trained.path / CHECKPOINT)
@@ -209,7 +214,7 @@ def _require_of(evaluated: Stage, trained: Stage) -> None:
     if stage != "evaluate" or of != trained.content:
         what = f"a {stage!r} stage" if stage != "evaluate" else "a measurement of another model"
         raise ValueError(
-            f"evaluation={evaluated.path} is {what}: give the evaluate stage of {trained.path}, or "
+            f"evaluated={evaluated.path} is {what}: give the evaluate stage of {trained.path}, or "
             "leave it out"
         )
 

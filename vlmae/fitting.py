@@ -63,7 +63,7 @@ def fit(
     """
     saver = SaveForResume(saves, now, save_every)
     flag = StopFlag()
-    callbacks: list[Callback] = [saver, StopAtBoundary(flag, saver.save)]
+    callbacks: list[Callback] = [saver, StopAtBoundary(flag, saver)]
     if towers is not None:
         callbacks.append(_Pretrained(towers))
     start = _on_first(lambda: _start(saves, now, resume_from))

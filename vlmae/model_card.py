@@ -171,7 +171,7 @@ def _training(facts: Facts) -> str:
 def _measured(facts: Facts) -> str:
     if facts.metrics is None:
         return (
-            "## Results\n\nNot measured: export with `evaluation=<evaluate stage>` to state what "
+            "## Results\n\nNot measured: export with `evaluated=<evaluate stage>` to state what "
             "was found on labelled clips that no training saw."
         )
     names = {

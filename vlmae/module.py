@@ -141,12 +141,15 @@ class VlmaeModule(LightningModule):
         """
         output = self(self._streams(batch, augment=True))
 
-        def loss_of(logits: Tensor) -> Tensor:
-            value: Tensor = self.objective(logits, batch.labels, batch.totals, self.share)
+        def loss_of(logits: Tensor, *, auxiliary: bool = False) -> Tensor:
+            value: Tensor = self.objective(
+                logits, batch.labels, batch.totals, self.share, auxiliary=auxiliary
+            )
             return value
 
         loss = loss_of(output.logits)
-        auxiliary = loss_of(output.vl_logits) + loss_of(output.audio_logits)
+        vl_loss = loss_of(output.vl_logits, auxiliary=True)
+        auxiliary = vl_loss + loss_of(output.audio_logits, auxiliary=True)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch.labels))
         return {"loss": loss + auxiliary, "fused": loss.detach()}
 

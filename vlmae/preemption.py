@@ -9,7 +9,6 @@ the job back into the queue.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,6 +17,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch import distributed
+
+from vlmae.callbacks import SaveForResume, validation_follows
 
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: not a failure, come again."""
@@ -73,12 +74,12 @@ class StopAtBoundary(Callback):
 
     Args:
         flag: that listens.
-        save: saves now; called on all ranks together.
+        saver: saves; called on all ranks together.
     """
 
-    def __init__(self, flag: StopFlag, save: Callable[[Trainer], None]) -> None:
-        self.flag, self.save = flag, save
-        self._seen = 0
+    def __init__(self, flag: StopFlag, saver: SaveForResume) -> None:
+        self.flag, self.saver = flag, saver
+        self._seen, self._asked = 0, ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Steps are counted from where a resumed training goes on."""
@@ -95,10 +96,18 @@ class StopAtBoundary(Callback):
         if trainer.global_step == self._seen:  # between two micro-batches of a step
             return
         self._seen = trainer.global_step
-        name = self.flag.agreed()
-        if name:
-            self.save(trainer)
-            raise Preempted(name, trainer.global_step)
+        self._asked = self.flag.agreed()
+        if self._asked and not validation_follows(trainer):
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop, if a rank was told to before the validation. Collective; see the other hook."""
+        if self._asked:
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        self.saver.save(trainer)
+        raise Preempted(self._asked, trainer.global_step)
 
 
 class NoSignals(_SignalConnector):

@@ -181,6 +181,8 @@ def _fit(root: Path, training: Training, labelled: pa.Table, output: Path, ident
     torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
     objective = build_objective(training.objective, tasks)
+    for table in (labelled, training.validation):
+        objective.check(torch.from_numpy(label_matrix(table, tasks)))
     manifest = with_places(labelled, source.index)
     loader = training_loader(training, manifest, objective)
     # Built before the model is: where weights are sharded as they are made, these must not be.

@@ -76,6 +76,7 @@ class Bench:
         sources: of AVT-compose.
         quick: a smoke run on a few generated clips: its numbers mean nothing.
         repeats: turns of each path, or None for each benchmark's own.
+        overrides: of the experiment's config, beside those of the data set.
     """
 
     runs: Path
@@ -83,6 +84,7 @@ class Bench:
     sources: Path
     quick: bool = False
     repeats: int | None = None
+    overrides: tuple[str, ...] = ()
 
     def turns(self, usual: int) -> int:
         """How often every path is timed."""
@@ -114,7 +116,8 @@ class Bench:
             chosen = ("experiment=tiny", *QUICK)
         else:
             chosen = ("experiment=demo", *FULL)
-        return Settings.from_config(compose_config("round", [*chosen, f"runs={self.runs}"]))
+        given = [*chosen, *self.overrides, f"runs={self.runs}"]
+        return Settings.from_config(compose_config("round", given))
 
     @cached_property
     def data(self) -> Stage:

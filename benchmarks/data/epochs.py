@@ -30,9 +30,11 @@ from vlmae.data.order import BatchOrder, OrderConfig
 from vlmae.data.prefix_cache import cache_prefix
 from vlmae.data.token_source import LiveTokens
 from vlmae.data.whitening import read_whitening
+from vlmae.model import VlmaeModel
 from vlmae.module import VlmaeModule
 from vlmae.objectives import build_objective
 from vlmae.prediction import Predictions, predict_clips
+from vlmae.tuning import tuning_config
 
 NAME = "epochs"
 TOLERANCE = 2e-3
@@ -59,12 +61,12 @@ def run(bench: Bench) -> list[Table]:
     labelled = bench.labelled()
     builds, clips = _builds(bench)
     probe = labelled.slice(0, 8 if bench.quick else 96)
-    paths = {str(one): partial(_live, bench, probe, one) for one in _settings(bench)}
-    _live(bench, probe.slice(0, 8), _settings(bench)[0])  # what is made once: cache, whitening
+    paths = {str(one): partial(_live, bench, probe, one) for one in live_ways(bench)}
+    _live(bench, probe.slice(0, 8), live_ways(bench)[0])  # what is made once: cache, whitening
     turns = bench.time(paths, 1, warm=False)
-    tried = rates(NAME, "", turns, str(_settings(bench)[0]), "clips/s")
+    tried = rates(NAME, "", turns, str(live_ways(bench)[0]), "clips/s")
     fastest = max(tried, key=lambda row: row.value)
-    best = next(one for one in _settings(bench) if str(one) == fastest.what)
+    best = next(one for one in live_ways(bench) if str(one) == fastest.what)
     search = (
         f"Fastest of {len(tried)} ways to train live on {probe.num_rows} labels: "
         + "; ".join(f"{row.what} {number(row.value)}/s" for row in tried)
@@ -123,7 +125,8 @@ def run(bench: Bench) -> list[Table]:
     ]
 
 
-def _settings(bench: Bench) -> list[Setting]:
+def live_ways(bench: Bench) -> list[Setting]:
+    """All ways to make a live epoch that are tried."""
     loads = ["pyav"] if why_torchcodec_fails() else ["pyav", "torchcodec"]
     if bench.quick:
         return [Setting(loads[0], 0, 1), Setting(loads[-1], 1, 1)]
@@ -148,8 +151,10 @@ def _compare(bench: Bench, labelled: pa.Table, best: Setting, peer: str) -> list
     """Seconds of a live and a cached epoch, in turns."""
     turns: dict[str, list[Timing]] = {peer: [], "cached": []}
     for _ in range(bench.turns(3)):
-        turns[peer] += _epochs(bench, _live_loader(bench, labelled, best), 1, best.threads, True)
-        found = _epochs(bench, _cached_loader(bench, labelled), 2 if bench.quick else 11, 1, False)
+        loader = live_loader(bench, labelled, best)
+        turns[peer] += fit_epochs(bench, loader, 1, best.threads, live=True)[0]
+        loader = cached_loader(bench, labelled)
+        found, _ = fit_epochs(bench, loader, 2 if bench.quick else 11, 1, live=False)
         turns["cached"].append(_median(found[1:]))  # the first has Lightning's own start
     case = f"{labelled.num_rows} labels"
     rows = []
@@ -184,11 +189,12 @@ def _median(epochs: Sequence[Timing]) -> Timing:
 
 
 def _live(bench: Bench, labelled: pa.Table, setting: Setting) -> int:
-    _epochs(bench, _live_loader(bench, labelled, setting), 1, setting.threads, True)
+    fit_epochs(bench, live_loader(bench, labelled, setting), 1, setting.threads, live=True)
     return labelled.num_rows
 
 
-def _live_loader(bench: Bench, labelled: pa.Table, setting: Setting) -> ClipLoader:
+def live_loader(bench: Bench, labelled: pa.Table, setting: Setting) -> ClipLoader:
+    """Batches of clips that are decoded when they are asked for."""
     policy: DecodePolicy = replace(bench.settings.decode, backend=setting.backend)  # type: ignore[arg-type]
     source = LiveClips(
         bench.data.path,
@@ -200,7 +206,8 @@ def _live_loader(bench: Bench, labelled: pa.Table, setting: Setting) -> ClipLoad
     return ClipLoader(source, _order(bench, labelled.num_rows), workers=setting.workers)
 
 
-def _cached_loader(bench: Bench, labelled: pa.Table) -> ClipLoader:
+def cached_loader(bench: Bench, labelled: pa.Table) -> ClipLoader:
+    """The same batches from the cache."""
     cache = bench.cached.cache
     rows = cache.rows_of(sample_ids.from_arrow(labelled["id"]))
     source = CachedClips(cache, rows, bench.labels(labelled))
@@ -230,10 +237,18 @@ class _Clock(Callback):
         self.marks.append((time.perf_counter(), time.process_time()))
 
 
-def _epochs(
-    bench: Bench, loader: ClipLoader, epochs: int, threads: int, live: bool
-) -> list[Timing]:
-    """Train with the parts that `vlmae.training` trains with; a time for each epoch."""
+def fit_epochs(
+    bench: Bench, loader: ClipLoader, epochs: int, threads: int, *, live: bool
+) -> tuple[list[Timing], VlmaeModel]:
+    """Train with the parts that `vlmae.training` trains with; a time for each epoch.
+
+    Args:
+        bench: settings, towers, whitening.
+        loader: closed at the end.
+        epochs: how many.
+        threads: of torch.
+        live: whether it gives clips and not tokens.
+    """
     settings = bench.settings
     torch.set_num_threads(threads)
     model = build_model(settings.model, bench.cached.towers)
@@ -244,6 +259,7 @@ def _epochs(
         settings.optimizer,
         epochs * loader.order.steps(),
         bench.towers if live else None,
+        tuning=tuning_config(settings.model.get("tuning")),
     )
     clock = _Clock()
     trainer = Trainer(
@@ -268,10 +284,11 @@ def _epochs(
     # Workers' seconds are known when they have ended: they are dealt to all epochs alike.
     own = clock.marks[-1][1] - clock.marks[0][1]
     elsewhere = max(0.0, whole[0].cpu - own) / epochs if loader.workers else 0.0
-    return [
+    timings = [
         Timing(after[0] - before[0], after[1] - before[1] + elsewhere, 1)
         for before, after in itertools.pairwise(clock.marks)
     ]
+    return timings, model
 
 
 def _agreement(bench: Bench, labelled: pa.Table) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_model import CLIPS, SILENT, STEPS, build, labels
+from small_model import CLIPS, SILENT, STEPS, Table, build, labels
 from torchrun import ended, start_script
 
 from vlmae.data.order import BatchOrder, OrderConfig
@@ -66,8 +66,10 @@ def test_the_comparison_is_of_what_makes_ranks_disagree(results: Results) -> Non
         for step in range(4):
             split = [order.batch(epoch, 4 * step + number) for number in range(4)]
             assert np.concatenate(split).tolist() == whole.batch(epoch, step).tolist()
+    silent = {int(row) for number in SILENT for row in order.batch(0, number)}
+    sound = [Table(silent).batch(order.batch(0, n), "audio").present for n in range(4)]
+    assert [bool(heard.any()) for heard in sound] == [True, False, True, False], "rank 1 hears none"
     first, second = results("ddp")["ids"], results("ddp", 1)["ids"]
-    assert len(SILENT) == 2
     steps = [sorted(chain(*first[i : i + 2], *second[i : i + 2])) for i in range(0, 40, 2)]
     assert steps == [sorted(batch) for batch in results("whole")["ids"]]
 

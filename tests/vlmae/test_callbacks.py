@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +152,8 @@ def test_saves_come_every_so_many_steps_and_never_within_one(tmp_path: Path, fir
 
     callback = SaveForResume(saves, Moment("this", 0, 2, 2, "ddp"), 3)
     strategy = SimpleNamespace(barrier=barriers.append)
+    never = SimpleNamespace(_should_check_val_fx=lambda fetcher: False)
+    loop = SimpleNamespace(epoch_loop=never, _data_fetcher=None)
     callback.on_train_start(trainer(global_step=0), None)  # type: ignore[arg-type]
     for micro_batch in range(1, 23):  # two a step
         at = trainer(
@@ -158,6 +161,7 @@ def test_saves_come_every_so_many_steps_and_never_within_one(tmp_path: Path, fir
             save_checkpoint=write,
             is_global_zero=first,
             strategy=strategy,
+            fit_loop=loop,
         )
         callback.on_train_batch_end(at, None, {}, None, micro_batch)  # type: ignore[arg-type]
         assert len(written) == micro_batch // 6
@@ -248,3 +252,28 @@ def test_a_training_that_failed_at_any_step_ends_like_an_undisturbed_one(
     total = [(epoch, number) for epoch in (0, 1) for number in range(len(set(steps)) // 2)]
     assert steps == [*total[: stop + 1], *total[stop:]], "only the step that failed is done again"
     assert lines[stop] == lines[stop + 1], "with the same clips"
+
+
+def test_a_validation_that_failed_is_done_again_and_the_best_epoch_is_the_same(
+    tmp_path: Path, train_in: TrainIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(every_step(), epochs=3, validate_every=1, keep="best")
+    calm = train_in(tmp_path / "calm", config=config)
+    measured: list[int] = []
+    step = VlmaeModule.validation_step
+
+    def failing(self: VlmaeModule, *arguments: Any) -> Any:
+        measured.append(self.current_epoch)
+        if len(measured) in (1, 4):  # of epoch 0, and again of a later one
+            raise OSError("the machine is gone")
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VlmaeModule, "validation_step", failing)
+        for _ in range(2):
+            with pytest.raises(OSError, match="the machine is gone"):
+                train_in(tmp_path / "killed", config=config)
+        stage = train_in(tmp_path / "killed", config=config)
+    assert sorted(set(measured)) == [0, 1, 2], f"{measured}: no epoch goes without"
+    assert stage.counts["best epoch"] == calm.counts["best epoch"]
+    assert stage.content == calm.content

@@ -21,7 +21,7 @@ import vlmae
 from lsb.artifact import Stage
 from vlmae import exported as exported_folder
 from vlmae.calibration import Calibration
-from vlmae.checkpoint import CHECKPOINT, load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, build_model, load_checkpoint, save_checkpoint
 from vlmae.config import as_dict, compose_config, conf_dir
 from vlmae.data.decode import Clip, DecodePolicy
 from vlmae.data.prefix_cache import Prefix, PrefixCache
@@ -196,6 +196,10 @@ def test_wrong_stages_are_refused(
         export(measured, tmp_path / "x")
     with pytest.raises(ValueError, match="is a 'train' stage: give the evaluate stage"):
         export(trained, tmp_path / "x", evaluated=trained)
+    settings = {**trained.manifest["config"], "train": {"inputs": "shuffled_audio"}}
+    control = Stage(trained.path, {**trained.manifest, "config": settings}, 0.0, reused=True)
+    with pytest.raises(ValueError, match="on the sound of other clips, as a control"):
+        export(control, tmp_path / "x")
     other = train_in(tmp_path / "stages", epochs=1)
     with pytest.raises(ValueError, match="a measurement of another model"):
         export(other, tmp_path / "x", evaluated=measured)
@@ -307,13 +311,14 @@ def test_importing_the_package_stays_light() -> None:
 def test_command_writes_the_folder_and_wants_its_arguments(
     tmp_path: Path,
     trained: Stage,
+    measured: Stage,
     no_program: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "model"
-    arguments = ["vlmae.export", f"checkpoint={trained.path}", f"output={output}"]
-    monkeypatch.setattr(sys, "argv", arguments)
+    arguments = [f"checkpoint={trained.path}", f"output={output}", f"evaluated={measured.path}"]
+    monkeypatch.setattr(sys, "argv", ["vlmae.export", *arguments])
     main()
     assert f"{output}: " in capsys.readouterr().out
     assert vlmae.load(output).tasks == TASKS
