@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-data clean
+.PHONY: help setup demo test check format lock bench bench-data bench-tuning clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,10 +52,13 @@ lock: $(READY)  ## write requirements/lock.txt from the versions installed now
 	  | grep -viE "$$(sed -nE 's/^([a-z0-9-]+)==.*/^\1==/p' requirements/encoders.txt | paste -sd'|')" \
 	  > requirements/lock.txt
 
-bench: bench-data  ## all benchmarks
+bench: bench-data bench-tuning  ## all benchmarks
 
 bench-data: $(READY) $(BENCH_READY)  ## ratio tables of the data plane (docs/performance.md); BENCH_ARGS="decode --quick"
 	@$(BIN)/python -m benchmarks.data $(BENCH_ARGS)
+
+bench-tuning: $(READY)  ## last-2-blocks tuning from the cache against live (docs/performance.md)
+	@$(BIN)/python -m benchmarks.tuning $(BENCH_ARGS)
 
 $(BENCH_READY): requirements/bench.txt | $(READY)
 	@mkdir -p $(@D)

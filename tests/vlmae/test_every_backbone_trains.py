@@ -120,12 +120,12 @@ def train(clips: list[Clip], models: Path) -> Train:
         values: Any = as_dict(compose_config("train", [*chosen, *tiny, *STEADY, *more]))
         nodes = tower_nodes(values)
         towers = build_towers(*nodes)
+        module = fresh(values)
         identities, ends = towers.identities(), weights_sha256(towers.suffix_modules())
         if canonical(nodes) not in known:
             batch = batch_of(towers, clips)
             known[canonical(nodes)] = batch, whitening_of(towers, batch)
         batch, whitening = known[canonical(nodes)]
-        module = fresh(values)
         module.model.set_whitening(whitening)
         trained = steps(module, batch, slopes)
         # Not the ones that are kept: the weights are hashed anew.
@@ -153,9 +153,16 @@ def fresh(values: Any) -> VlmaeModule:
 @torch.inference_mode()
 def whitening_of(towers: Towers, batch: Batch) -> Whitening:
     """As `vlmae.data.whitening` fits it: on mean tokens behind the weights as loaded."""
-    tokens = towers.suffix(batch.streams)
-    means = {name: t.mean()[t.present].double().numpy() for name, t in tokens.items()}
-    return {name: principal_map(mean, COMPONENTS) for name, mean in means.items()}
+    maps = {}
+    for name, tokens in towers.suffix(batch.streams).items():
+        means = tokens.mean()[tokens.present].double().numpy()
+        mean = means.mean(axis=0)
+        # In the space that a few clips span: of 1280 dimensions it would take seconds.
+        basis = np.linalg.qr((means - mean).T)[0]
+        _, small = principal_map((means - mean) @ basis, COMPONENTS)
+        mapping = torch.from_numpy(basis.astype(np.float32)) @ small
+        maps[name] = torch.from_numpy(mean.astype(np.float32)), mapping
+    return maps
 
 
 def batch_of(towers: Towers, clips: list[Clip]) -> Batch:
