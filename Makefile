@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE := 1
 .PHONY: help setup demo test check format lock bench bench-data bench-tuning clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## create .venv and install the pinned packages (done by every other target)
 

@@ -32,6 +32,7 @@ NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger")
 NOT_IDENTITY_OF = {
     "data": ("sources", "cache", "processes"),
     "prefix": ("processes", "use"),
+    "variants": ("processes",),
     "loader": ("workers", "prefetch"),
     "trainer": ("save_every_steps", "keep_saves", "resume_from", "trace", "profiler"),
 }
@@ -192,6 +193,8 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What two runs under one name must share: no paths, no degree of parallelism."""
     kept = {key: value for key, value in values.items() if key not in NOT_IDENTITY}
     for group, keys in NOT_IDENTITY_OF.items():
+        if group not in values:  # not every command has it
+            continue
         kept[group] = {k: v for k, v in values[group].items() if k not in keys}
     return kept
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
@@ -43,7 +44,7 @@ def save_processors(
         home = folder / PROCESSOR / name
         home.mkdir(parents=True)
         for stream, processor in processors_of(tower).items():
-            processor.save_pretrained(home / stream)
+            _as_loaded(processor).save_pretrained(home / stream)
             written.append(f"{PROCESSOR}/{name}/{stream}")
         described = {
             "backbone": nodes[name]["_target_"],
@@ -68,6 +69,20 @@ def processors_of(tower: Backbone) -> dict[str, Any]:
         unique = name if name not in named else f"{name}_{len(named)}"
         named[unique] = processor
     return named
+
+
+def _as_loaded(processor: Any) -> Any:
+    """A copy without what calls leave behind.
+
+    A fast tokenizer keeps the truncation of its last call and saves it, so that the file would
+    depend on what was read before. The length that the tower cuts to is in preprocessing.json.
+    """
+    fresh = copy.deepcopy(processor)
+    backend = getattr(getattr(fresh, "tokenizer", fresh), "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    return fresh
 
 
 def _collect(

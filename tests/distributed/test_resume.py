@@ -26,7 +26,7 @@ from vlmae.preemption import EXIT_CODE
 from vlmae.saves import saves_below
 
 # Cached steps take milliseconds: enough epochs to be stopped in the midst of them.
-EPOCHS = {"cached": 40, "live": 4}
+EPOCHS = {("cached", "ddp"): 40, ("live", "ddp"): 4, ("cached", "zero2"): 12}
 ZERO = ("strategy=zero2", "strategy.bucket_size=2000")
 Calm = Callable[[str, str], Path]
 
@@ -64,7 +64,7 @@ def overrides(root: Path, runs: Path, tokens: str, strategy: str, workers: int) 
     return training(
         root,
         runs,
-        f"trainer.epochs={EPOCHS[tokens]}",
+        f"trainer.epochs={EPOCHS[tokens, strategy]}",
         "trainer.save_every_steps=3",
         f"trainer.trace={runs / 'trace'}",
         f"loader.workers={workers}",
@@ -95,9 +95,9 @@ def calm(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Calm:
 def test_killed_at_a_random_step_it_ends_as_if_nothing_had_happened(
     root: Path, tmp_path: Path, calm: Calm, tokens: str, strategy: str
 ) -> None:
-    undisturbed = read_trace(calm(tokens, strategy) / "trace")
-    steps = len(undisturbed[0]) // EPOCHS[tokens]
-    assert len(undisturbed[0]) == len(undisturbed[1]) == steps * EPOCHS[tokens]
+    epochs, undisturbed = EPOCHS[tokens, strategy], read_trace(calm(tokens, strategy) / "trace")
+    steps = len(undisturbed[0]) // epochs
+    assert len(undisturbed[0]) == len(undisturbed[1]) == steps * epochs
 
     killed = tmp_path / "killed"
     shutil.copytree(root / "runs", killed)

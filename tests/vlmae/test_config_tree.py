@@ -30,7 +30,7 @@ UNLABELLED = ("folder", "manifest", "prepared", "shards")
 OPTIONS = [
     f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))
 ]
-COMMANDS = ("prepare", "cache", "embed", "train", "evaluate")
+COMMANDS = ("prepare", "cache", "embed", "train", "evaluate", "export", "predict", "variants")
 
 
 def composed(*overrides: str) -> Settings:
@@ -110,9 +110,9 @@ def test_prepare_composes(data: Path, size: Path) -> None:
 def test_root_files_of_commands_compose(name: str) -> None:
     values = as_dict(compose_config(name, []))
     assert values["runs"] == "runs"
-    if name != "prepare":
-        build("decode", DecodePolicy, values["decode"])
-        build("prefix", PrefixConfig, values["prefix"])
+    for group, kind in (("decode", DecodePolicy), ("prefix", PrefixConfig)):
+        if name not in ("prepare", "export", "predict"):
+            build(group, kind, values[group])
 
 
 def test_threshold_and_broadening_belong_to_the_arm() -> None:

@@ -145,7 +145,7 @@ def _check_groups(tasks: Sequence[str], groups: Mapping[str, Sequence[str]]) -> 
     if not groups:
         raise ValueError(
             "objective.groups is empty: name groups of tasks that exclude each other, e.g. "
-            "objective.groups.topic=[sport,music], or use objective=binary"
+            "+objective.groups.topic=[sport,music], or use objective=binary"
         )
     taken: dict[str, str] = {}
     for name, members in groups.items():
