@@ -29,6 +29,19 @@ class KeepBest(Callback):
         self.path = path
         self.value, self.epoch = float("-inf"), -1
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to go on where the best weights so far are not.
+
+        Raises:
+            ValueError: the save is of a training that kept them elsewhere.
+        """
+        if self.epoch >= 0 and not self.path.is_file():
+            raise ValueError(
+                f"epoch {self.epoch} was the best so far, and its weights are not here: they lie "
+                "with the training that trainer.resume_from is of; resume on as many ranks as it "
+                "had, or set trainer.keep=last"
+            )
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the model, if it is the best. Collective."""
         value = float(trainer.callback_metrics[BEST])

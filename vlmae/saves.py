@@ -132,12 +132,18 @@ def find_save(place: Path) -> Save:
 
 
 def saves_below(folder: Path) -> list[Save]:
-    """All finished saves in folders named "saves" at any depth; those of other releases are not."""
+    """All finished saves of a stage under way, or of all in a folder of stages.
+
+    Those of other releases are left out, and those that a running training drops meanwhile.
+    """
+    scratch = f".scratch-*/saves/step-*/{MARKER}"
+    # Not at any depth: stages hold many files, on a file system that may be far away.
+    patterns = (f"saves/step-*/{MARKER}", scratch, f"train-*.partial/{scratch}")
     found = []
-    for marker in sorted(folder.rglob(f"saves/step-*/{MARKER}")):
+    for marker in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         try:
             found.append(Save(marker.parent, _moment(marker)))
-        except ValueError:
+        except (ValueError, FileNotFoundError):
             continue
     return found
 
