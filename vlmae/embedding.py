@@ -29,6 +29,7 @@ from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.prefix_cache import require_few_skipped
 from vlmae.data.token_source import TokenSource, in_source
 from vlmae.data.token_table import Rows, TokenTable, frozen_tokens, widths
+from vlmae.devices import check_accelerator, device_of
 from vlmae.part_keys import embed_key
 from vlmae.prediction import Predictions, predict, prediction_columns
 from vlmae.towers import build_suffix, build_towers
@@ -48,6 +49,7 @@ class EmbedConfig:
         processes: shards at a time.
         share: number and count of independent processes that share the shards.
         skip_limit: largest share of undecodable clips.
+        accelerator: "cpu" or "gpu", where blocks behind the cut, fusion and heads run.
     """
 
     split: str
@@ -56,8 +58,10 @@ class EmbedConfig:
     processes: int = 1
     share: tuple[int, int] = (0, 1)
     skip_limit: float = 1.0
+    accelerator: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_accelerator(self.accelerator, "embed.accelerator")
         if self.dtype not in DTYPES:
             raise ValueError(f"embed.dtype is {self.dtype!r}: use {' or '.join(DTYPES)}")
         if self.threads < 1 or self.processes < 1:
@@ -173,6 +177,8 @@ def _embed(
         splits = sorted(set(sample_ids.texts(source.index["split"])))
         raise ValueError(f"no clip is in split {config.split!r}: the data set has {splits}")
     hashed = {"kind": kind, "dtype": config.dtype, "threads": config.threads, **settings}
+    if config.accelerator != "cpu":
+        hashed["accelerator"] = config.accelerator
     stage = work_on_stage(
         root,
         "embed",
@@ -204,11 +210,15 @@ def _embed_pooled_shard(
     torch.set_num_threads(config.threads)
     table, rows, quarantine = source.shard(shard)
     suffix = build_suffix(source.towers["vl"], source.towers["audio"])
+    if suffix is not None:
+        suffix = suffix.to(device_of(config.accelerator, "embed.accelerator"))
     groups = [
         rows[start : start + CLIPS_AT_A_TIME] for start in range(0, len(rows), CLIPS_AT_A_TIME)
     ]
     pieces = [
-        np.concatenate([_unit(tokens[name].mean().numpy()) for name in sorted(tokens)], axis=1)
+        np.concatenate(
+            [_unit(tokens[name].mean().cpu().numpy()) for name in sorted(tokens)], axis=1
+        )
         for tokens in (frozen_tokens(table, group, suffix) for group in groups)
     ]
     towers = build_towers(source.towers["vl"], source.towers["audio"])
@@ -229,7 +239,7 @@ def _embed_fused_shard(
     checkpoint = load_checkpoint(path, source.identities)
     table, rows, quarantine = source.shard(shard, scoring.only)
     predictions = predict(
-        checkpoint.model,
+        checkpoint.model.to(device_of(config.accelerator, "embed.accelerator")),
         table,
         rows,
         inputs=scoring.inputs,

@@ -20,6 +20,7 @@ from vlmae.data.batches import INPUTS
 from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.token_source import TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
+from vlmae.devices import check_accelerator, device_of
 from vlmae.metrics import bootstrap, calibration_error, operating_point
 from vlmae.prediction import predict_clips, prediction_columns
 
@@ -37,6 +38,7 @@ class EvaluateConfig:
         inputs: as in `TrainConfig.inputs`; "shuffled_audio" on a model trained with both is the
             control for whether it uses the clip's own sound.
         threads: torch threads on CPU.
+        accelerator: "cpu" or "gpu", where blocks behind the cut, fusion and heads run.
     """
 
     target_precision: float
@@ -44,8 +46,10 @@ class EvaluateConfig:
     seed: int
     inputs: str
     threads: int
+    accelerator: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_accelerator(self.accelerator, "evaluation.accelerator")
         if self.resamples < 1 or self.threads < 1:
             raise ValueError(
                 f"evaluation has resamples {self.resamples}, threads {self.threads}: give at least "
@@ -81,7 +85,7 @@ def evaluate(
     return run_stage(
         root,
         "evaluate",
-        config=asdict(config),
+        config=_hashed(config),
         inputs={
             **source.inputs,
             "train": trained.content,
@@ -96,6 +100,13 @@ def evaluate(
         ],
         revision=REVISION,
     )
+
+
+def _hashed(config: EvaluateConfig) -> dict[str, Any]:
+    values = asdict(config)
+    if config.accelerator == "cpu":  # as it was before there was a choice
+        del values["accelerator"]
+    return values
 
 
 def read_metrics(evaluated: Stage) -> dict[str, dict[str, Any]]:
@@ -117,7 +128,7 @@ def _measure(
     ids = sample_ids.from_arrow(test["id"])
     calibration = Calibration.of(checkpoint)
     predictions, found = predict_clips(
-        checkpoint.model,
+        checkpoint.model.to(device_of(config.accelerator, "evaluation.accelerator")),
         source,
         ids,
         inputs=config.inputs,

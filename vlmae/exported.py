@@ -276,7 +276,9 @@ def _is_recorded(trained: Stage, checkpoint: Checkpoint, policy: DecodePolicy) -
     key = Prefix(trained, nodes["vl"], nodes["audio"], policy, tokens).key()
     wanted = trained.manifest["inputs"].get("prefix")
     return any(
-        fingerprint({**key, "threads": threads}) == wanted for threads in range(1, MOST_THREADS)
+        fingerprint({**key, "threads": threads, **device}) == wanted
+        for threads in range(1, MOST_THREADS)
+        for device in ({}, {"accelerator": "gpu"})
     )
 
 

@@ -21,6 +21,7 @@ from lightning.pytorch.profilers import (
 )
 
 from vlmae.data.batches import INPUTS
+from vlmae.devices import check_accelerator
 from vlmae.pace import Pace
 from vlmae.preemption import NoSignals
 from vlmae.ranks import Ranks
@@ -88,8 +89,7 @@ class TrainConfig:
                 f"{self.threads}, save_every_steps {self.save_every_steps}: give at least 1 each, "
                 "or 0 of the last"
             )
-        if self.accelerator not in ("cpu", "gpu"):
-            raise ValueError(f"trainer.accelerator is {self.accelerator!r}: use cpu or gpu")
+        check_accelerator(self.accelerator, "trainer.accelerator")
         if not 0 < self.target_precision <= 1:
             raise ValueError(
                 f"trainer.target_precision is {self.target_precision}: give one in (0, 1]"

@@ -28,6 +28,7 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.token_source import LiveTokens, TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
 from vlmae.data.whitening import read_whitening
+from vlmae.devices import device_of
 from vlmae.fitting import fit, hint_at_others, resumed_moment
 from vlmae.loggers import LoggerConfig, build_loggers, close_loggers
 from vlmae.metrics import choose_threshold
@@ -288,7 +289,7 @@ def _write_checkpoint(
     config, tasks, source = training.config, training.tasks, training.source
     validation = in_source(training.validation, source)
     predictions, found = predict_clips(
-        model,
+        model.to(device_of(config.accelerator, "trainer.accelerator")),
         source,
         sample_ids.from_arrow(validation["id"]),
         inputs=config.inputs,

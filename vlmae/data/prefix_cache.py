@@ -45,6 +45,7 @@ from vlmae.data.decode import DecodePolicy
 from vlmae.data.encode import EncodedShard, encode_shard
 from vlmae.data.index import INDEX_ENDING
 from vlmae.data.token_table import Rows, Streams, TokenCodec, pad_spans, widths
+from vlmae.devices import check_accelerator, device_of
 from vlmae.part_keys import cache_key, shard_key
 from vlmae.tokens import Tokens
 from vlmae.towers import build_towers
@@ -65,6 +66,8 @@ class PrefixConfig:
         skip_limit: largest share of undecodable clips, over which a stage is refused.
         use: what training, embedding and evaluation do: "auto" reads a finished cache and computes
             tokens as it goes where there is none, "require" refuses to, "off" never looks.
+        accelerator: "cpu" or "gpu", where the frozen towers run; results are promised equal on
+            equal hardware.
     """
 
     dtype: str
@@ -72,8 +75,10 @@ class PrefixConfig:
     threads: int
     skip_limit: float
     use: str = "auto"
+    accelerator: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_accelerator(self.accelerator, "prefix.accelerator")
         TokenCodec(self.dtype)
         if self.processes < 1 or self.threads < 1:
             raise ValueError(
@@ -115,7 +120,8 @@ class Prefix:
     def encode(self, shard: str, only: IdArray | None = None) -> EncodedShard:
         """Decode and encode one shard, or some of its clips, now and in this process."""
         torch.set_num_threads(self.config.threads)
-        towers = build_towers(self.vl, self.audio)
+        device = device_of(self.config.accelerator, "prefix.accelerator")
+        towers = build_towers(self.vl, self.audio).to(device)
         return encode_shard(self.data.path, shard, towers, self.policy, self.storage_options, only)
 
     def key(self) -> dict[str, Any]:
@@ -132,6 +138,7 @@ class Prefix:
             "threads": self.config.threads,
             "streams": towers.prefix_streams,
             "identities": towers.identities(),
+            **({} if self.config.accelerator == "cpu" else {"accelerator": "gpu"}),
         }
 
     def shard_key(self, shard: str) -> str:

@@ -64,6 +64,8 @@ def frozen_tokens(table: TokenTable, rows: Rows, suffix: nn.Module | None) -> di
     streams = {name: table.batch(rows, name).float() for name in widths(table.streams)}
     if suffix is None:
         return streams
+    device = next((parameter.device for parameter in suffix.parameters()), torch.device("cpu"))
+    streams = {name: tokens.to(device) for name, tokens in streams.items()}
     suffix.eval()
     with torch.inference_mode():
         behind: dict[str, Tokens] = suffix(streams)

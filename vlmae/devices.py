@@ -1,0 +1,41 @@
+"""Where a command computes: the CPU, or the CUDA device of this process."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+ACCELERATORS = ("cpu", "gpu")
+
+
+def device_of(accelerator: str, setting: str) -> torch.device:
+    """The device of a setting.
+
+    Of several GPUs a process takes the one that its launcher numbers (LOCAL_RANK), else the first.
+
+    Args:
+        accelerator: "cpu" or "gpu".
+        setting: its config key, for messages.
+
+    Raises:
+        ValueError: it is neither, or there is no GPU.
+    """
+    check_accelerator(accelerator, setting)
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"{setting} is gpu, and torch sees no CUDA device here: use {setting}=cpu")
+    rank = os.environ.get("LOCAL_RANK", "0")
+    number = int(rank) if rank.isdecimal() else 0
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def check_accelerator(accelerator: str, setting: str) -> None:
+    """Refuse what is no accelerator.
+
+    Raises:
+        ValueError: names the setting and what it may be.
+    """
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"{setting} is {accelerator!r}: use one of {', '.join(ACCELERATORS)}")
