@@ -1,6 +1,6 @@
 """What a cache gains where blocks train: `python -m benchmarks.tuning [--quick] [--write-docs]`.
 
-The last two blocks of streams of the demo's backbones train, so a cached epoch still computes them,
+The last two blocks of encoders train, so a cached epoch still computes them,
 forward and backward. Both ways start from the same seed and see the same batches; how far
 apart their logits are after that epoch stands below the table.
 """
@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from rich.console import Console
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from benchmarks.data.bench import Bench
 from benchmarks.data.epochs import Setting, cached_loader, fit_epochs, live_loader, live_ways
@@ -49,12 +50,37 @@ CASES = {
         *("tuning=last_2", "tuning.audio.mode=frozen", "tuning.audio.blocks=0"),
     ),
 }
+# As deep as the encoders that people tune. Speed does not depend on what weights say.
+DEEP_CASE = "last 2 blocks of both towers, audio encoder of 12 blocks with random weights"
+DEEP_BLOCKS, DEEP_WIDTH = 12, 384
 WANTED = 2
 TOLERANCE = 2e-2
 """Of logits, which one epoch spreads over about 1; the cache is rounded to float16."""
 PACKAGES = ("torch", "torchcodec", "av", "lightning", "transformers", "numpy")
 DOCUMENT = Path("docs/performance.md")
 Way = TypeVar("Way", Setting, int)
+
+
+def save_deep_whisper(folder: Path) -> str:
+    """A Whisper of 12 encoder blocks as wide as Whisper tiny's, as `from_pretrained` reads it."""
+    config = WhisperConfig(
+        vocab_size=64,
+        d_model=DEEP_WIDTH,
+        encoder_layers=DEEP_BLOCKS,
+        encoder_attention_heads=6,
+        encoder_ffn_dim=4 * DEEP_WIDTH,
+        decoder_layers=1,
+        decoder_attention_heads=6,
+        decoder_ffn_dim=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    torch.manual_seed(0)
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(folder)
+    return str(folder)
 
 
 def run(benches: Mapping[str, Bench]) -> Table:
@@ -195,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="work-", dir=folder))
     try:
+        deep = save_deep_whisper(scratch / "whisper-12")
+        cases = {**CASES, DEEP_CASE: ("audio=whisper", f"audio.model={deep}", "tuning=last_2")}
         benches = {
             case: Bench(
                 options.runs,
@@ -204,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.repeats,
                 overrides,
             )
-            for place, (case, overrides) in enumerate(CASES.items())
+            for place, (case, overrides) in enumerate(cases.items())
         }
         console = Console(width=COLUMNS)
         if options.quick:
