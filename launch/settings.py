@@ -26,6 +26,7 @@ from vlmae.optimizers import OptimizerConfig
 from vlmae.settings import PREPARED, model_config, tower_nodes
 from vlmae.strategy import StrategyConfig
 from vlmae.trainer import TrainConfig
+from vlmae.training import NOT_HASHED
 
 # Keys that say where and how fast, not what: a run may be continued with other values.
 NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger")
@@ -34,7 +35,7 @@ NOT_IDENTITY_OF = {
     "prefix": ("processes", "use"),
     "variants": ("processes",),
     "loader": ("workers", "prefetch"),
-    "trainer": ("save_every_steps", "keep_saves", "resume_from", "trace", "profiler"),
+    "trainer": NOT_HASHED,
 }
 
 

@@ -16,6 +16,7 @@ from vlmae.data.prepare import prepare, read_truth
 from vlmae.data.token_source import CachedTokens, in_source
 from vlmae.data.whitening import whiten
 from vlmae.evaluation import evaluate
+from vlmae.towers import build_towers
 from vlmae.training import Training, train
 
 Say = Callable[[str], None]
@@ -45,6 +46,12 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     say("prepare")
     data = folder.use(prepare(settings.stages, settings.prepare))
     say("cache")
+    towers = build_towers(settings.vl, settings.audio)
+    if towers.uncacheable:
+        raise ValueError(
+            f"a round trains from caches, and this cannot be cached: {towers.uncacheable}; "
+            "vlmae.train trains live"
+        )
     prefix = Prefix(data, settings.vl, settings.audio, settings.decode, settings.prefix)
     made = cache_prefix(settings.stages, prefix)
     assert made is not None, "one share of one is the whole cache"

@@ -56,21 +56,24 @@ def _step(settings: Settings, shared: Shared, labelled: pa.Table) -> Callable[[]
     tasks = list(settings.tasks)
     some = labelled.slice(0, settings.train.batch_size)
     rows = shared.source.cache.rows_of(sample_ids.from_arrow(some["id"]))
-    clips = CachedClips(shared.source.cache, rows, label_matrix(some, tasks))
+    labels = label_matrix(some, tasks)
+    clips = CachedClips(shared.source.cache, rows, labels, settings.train.inputs)
     batch = clips.batch(np.arange(len(clips)))
     model = build_model(settings.model, shared.source.towers)
     model.set_whitening(read_whitening(shared.whitened))
     objective = build_objective(settings.objective, tasks)
     tuning = tuning_config(settings.model["tuning"])
-    optimizer, _ = build_optimizer(model, settings.optimizer, tuning, total_steps=1000)
+    optimizer, _ = build_optimizer(
+        model, settings.optimizer, tuning, total_steps=1000, extra=objective
+    )
     model.train()
 
     def step() -> None:
         output = model(batch.streams)
         loss = (
             objective(output.logits, batch.labels)
-            + objective(output.vl_logits, batch.labels)
-            + objective(output.audio_logits, batch.labels)
+            + objective(output.vl_logits, batch.labels, auxiliary=True)
+            + objective(output.audio_logits, batch.labels, auxiliary=True)
         )
         optimizer.zero_grad()
         loss.backward()

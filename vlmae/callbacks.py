@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import distributed
+from torch import Tensor, distributed
 
 from lsb import ids as sample_ids
 from vlmae.data.batches import Batch, ClipBatch
@@ -67,18 +67,19 @@ class History(PerRank):
     def __init__(self) -> None:
         # Epoch -> sum and number of losses. Lightning skips the hook at the end of an epoch that a
         # resumed training had just finished, so nothing here waits for it.
-        self._sums: dict[int, tuple[float, int]] = {}
+        self._sums: dict[int, tuple[float | Tensor, int]] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add one step."""
         total, steps = self._sums.get(trainer.current_epoch, (0.0, 0))
-        self._sums[trainer.current_epoch] = (total + float(outputs["fused"]), steps + 1)
+        # A tensor, which is read when it is asked for: reading waits for a GPU.
+        self._sums[trainer.current_epoch] = (total + outputs["fused"].double(), steps + 1)
 
     def losses(self) -> list[float]:
         """Mean loss of each epoch. Collective."""
-        ranks = gather(self._sums)
+        ranks = gather({epoch: (total, steps) for epoch, total, steps in self.own_state()})
         epochs = sorted({epoch for sums in ranks for epoch in sums})
         means = []
         for epoch in epochs:
@@ -88,7 +89,7 @@ class History(PerRank):
 
     def own_state(self) -> list[Any]:
         """See `PerRank`."""
-        return [[epoch, total, steps] for epoch, (total, steps) in self._sums.items()]
+        return [[epoch, float(total), steps] for epoch, (total, steps) in self._sums.items()]
 
     def set_own_state(self, state: list[Any]) -> None:
         """See `PerRank`."""

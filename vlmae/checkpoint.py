@@ -33,6 +33,8 @@ BINARY: dict[str, Any] = {"_target_": "vlmae.objectives.MultiTaskBinary", "weigh
 """Hydra node of the objective of a checkpoint that names none."""
 # Parts of an identity that hash weights: all else of it is what the user chose.
 WEIGHTS = ("sha256", "suffix_sha256")
+# Parts of an identity that say where weights were found, not which they are.
+ORIGIN = ("name", "revision")
 NAMED = 5
 
 
@@ -160,7 +162,8 @@ def load_checkpoint(
         frozen: identity of each tower that will feed it, from `Towers.identities`; None for the
             towers that the checkpoint itself names, loaded here.
         towers: tower -> settings to change in the recorded node of its backbone, for weights that
-            lie elsewhere than when it was trained. They must be the same weights.
+            lie elsewhere than when it was trained, under whatever name or revision. They must be
+            the same weights.
 
     Raises:
         ValueError: not a checkpoint of this version, damaged, or trained on other frozen weights or
@@ -247,6 +250,8 @@ def _require_same_towers(
 ) -> None:
     """Refuse towers of other weights or options than a checkpoint was trained on.
 
+    The same weights under another name or revision are accepted.
+
     Args:
         path: of the checkpoint, for the message.
         recorded: identity of each tower.
@@ -256,7 +261,7 @@ def _require_same_towers(
     """
     for tower, identity in recorded.items():
         other = given.get(tower)
-        if canonical(other) == canonical(identity):
+        if other is not None and _without_name(other) == _without_name(identity):
             continue
         message = f"{path} was trained on another {tower} tower: "
         if (
@@ -277,6 +282,11 @@ def _require_same_towers(
             f"{message}{identity} there, {other} here; use the backbone and options it was trained "
             "with, or train again"
         )
+
+
+def _without_name(identity: Mapping[str, Any]) -> str:
+    """What tokens rest on: equal weights have other names in a folder or at a later revision."""
+    return canonical({k: v for k, v in identity.items() if k not in ORIGIN})
 
 
 def _without_hashes(identity: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ def fit(
     *,
     validation: ValidationClips | None = None,
     saves: Saves,
+    flag: StopFlag,
     now: Moment,
     save_every: int,
     resume_from: str | None = None,
@@ -52,6 +53,7 @@ def fit(
         make_trainer: called with the callbacks that this function adds, which have to come after
             those whose state they save.
         saves: where to save.
+        flag: that listens for signals.
         now: this training, with any step.
         save_every: steps between two saves; 0 only saves when told to stop.
         resume_from: folder of a save to go on from where `saves` has none yet.
@@ -62,7 +64,6 @@ def fit(
         Preempted: a signal came, and all ranks have saved.
     """
     saver = SaveForResume(saves, now, save_every)
-    flag = StopFlag()
     callbacks: list[Callback] = [saver, StopAtBoundary(flag, saver)]
     if towers is not None:
         callbacks.append(_Pretrained(towers))
@@ -71,20 +72,13 @@ def fit(
     if start is not None:
         path, moment = start
         callbacks.append(AnotherWorld(moment, now))
-    flag.listen()
     try:
         trainer = make_trainer(callbacks)
         trainer.fit(module, loader, validation, ckpt_path=path, weights_only=True)
     except Preempted as stop:
-        # The flag listens until the process has ended: torchrun tells the ranks that are left to
-        # stop as soon as the first is gone, and their exit code is to be the same.
         if _first():
             print(f"error: {stop.message}", file=sys.stderr)
         raise
-    except BaseException:
-        flag.ignore()
-        raise
-    flag.ignore()
 
 
 def resumed_moment(resume_from: str | None, training: str) -> Moment | None:
@@ -95,9 +89,7 @@ def resumed_moment(resume_from: str | None, training: str) -> Moment | None:
     """
     if resume_from is None:
         return None
-    save = find_save(Path(resume_from))
-    _require_same(save, training)
-    return save.moment
+    return find_save(Path(resume_from), training).moment
 
 
 def hint_at_others(stages: Path, saves: Saves, now: Moment) -> None:
@@ -117,7 +109,7 @@ def _start(saves: Saves, now: Moment, resume_from: str | None) -> tuple[str, Mom
     """What to load, and of when it is."""
     save = saves.latest()
     if save is None and resume_from is not None:
-        save = find_save(Path(resume_from))
+        save = find_save(Path(resume_from), now.training)
     if save is None:
         return None
     _require_same(save, now.training)

@@ -100,10 +100,15 @@ def _extra(node: dict[str, Any], folder: Path, version: int | str) -> Logger:
     return logger
 
 
-def close_loggers(loggers: Sequence[Logger]) -> None:
-    """Write what is left, and draw the learning curves."""
+def close_loggers(loggers: Sequence[Logger], status: str) -> None:
+    """Write what is left, and draw the learning curves.
+
+    Args:
+        loggers: of a training.
+        status: "success" or "failed".
+    """
     for logger in loggers:
-        logger.finalize("")
+        logger.finalize(status)
         finish = getattr(logger.experiment, "finish", None)  # W&B keeps a run open, for notebooks
         if finish is not None:
             finish()

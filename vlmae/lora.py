@@ -51,6 +51,12 @@ def add_lora(
     else:
         ends = tuple(f".{target}" for target in targets)
         chosen = [key for key in possible if f".{key}".endswith(ends)]
+        idle = [t for t in targets if not any(f".{key}".endswith(f".{t}") for key in chosen)]
+        if chosen and idle:
+            raise ValueError(
+                f"LoRA target {idle[0]!r} is no layer of stream {name!r} behind the cut, which has "
+                f"{sorted({key.rsplit('.', 1)[-1] for key in possible})}: mend or drop it"
+            )
     if not chosen:
         last = sorted({key.rsplit(".", 1)[-1] for key in possible})
         raise ValueError(

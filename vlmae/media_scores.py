@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from lsb import ids as sample_ids
 from vlmae.data.decode import BadClipError, Clip
 from vlmae.data.encode import CLIPS_AT_A_TIME
 from vlmae.media import MediaClip, decode_clip
-from vlmae.prediction import Predictions, prediction_columns
+from vlmae.prediction import ARRAYS, Predictions, prediction_columns
 from vlmae.scorer import Scorer
 
 DECODER_FAILED = "decoder failed"
@@ -168,17 +169,17 @@ def _score(
     """Clips by place that have scores, those scores in their order, and the errors of the rest."""
     good = {place: clip for place, clip in enumerate(decoded) if isinstance(clip, Clip)}
     errors = {place: bad for place, bad in enumerate(decoded) if isinstance(bad, BadClipError)}
-    try:
-        predictions = scorer.predict(list(good.values()))
-    except (ValueError, RuntimeError):
-        # One of them is at fault: find out which.
+    predictions = _of_group(scorer, list(good.values()))
+    if predictions is None:
+        # One of them is at fault, or all are too much at once: what each gives alone is kept.
+        pieces = [_no_predictions(scorer)]
         for place, clip in list(good.items()):
             try:
-                scorer.predict([clip])
+                pieces.append(scorer.predict([clip]))
             except (ValueError, RuntimeError) as error:
                 errors[place] = BadClipError(clip.key, ENCODER_FAILED, str(error)[:200])
                 del good[place]
-        predictions = scorer.predict(list(good.values()))
+        predictions = _joined(pieces)
     places = np.array(list(good), np.int64)
     finite = np.isfinite(predictions.logits).all(axis=1)
     for place in places[~finite].tolist():
@@ -186,17 +187,39 @@ def _score(
     return good, _taken(predictions, np.flatnonzero(finite)), errors
 
 
+def _of_group(scorer: Scorer, clips: Sequence[Clip]) -> Predictions | None:
+    """Predictions of clips computed together; None if that failed.
+
+    Whoever tries again must do so after this has returned: while an error is handled, its frames
+    hold on to the tensors that filled the device's memory.
+    """
+    try:
+        return scorer.predict(clips)
+    except (ValueError, RuntimeError):
+        return None
+
+
+def _no_predictions(scorer: Scorer) -> Predictions:
+    """Of no clip, with nothing computed that could fail."""
+    logits = np.zeros((0, len(scorer.tasks)), np.float32)
+    embedding = np.zeros((0, scorer.model.fusion.embedding_width), np.float32)
+    samples = np.zeros((0, len(scorer.tasks), 0), np.float32)
+    return Predictions(logits, logits, logits, embedding, samples, scorer.calibration)
+
+
+def _joined(pieces: Sequence[Predictions]) -> Predictions:
+    """Predictions one after the other; there is at least one piece."""
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in ARRAYS
+    }
+    return replace(pieces[0], **joined)
+
+
 def _taken(predictions: Predictions, rows: np.ndarray) -> Predictions:
     if len(rows) == len(predictions.logits):
         return predictions
-    return replace(
-        predictions,
-        logits=predictions.logits[rows],
-        vl_logits=predictions.vl_logits[rows],
-        audio_logits=predictions.audio_logits[rows],
-        embedding=predictions.embedding[rows],
-        dropout_logits=predictions.dropout_logits[rows],
-    )
+    taken: dict[str, Any] = {name: getattr(predictions, name)[rows] for name in ARRAYS}
+    return replace(predictions, **taken)
 
 
 def _rows(

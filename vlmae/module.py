@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -77,8 +78,11 @@ class VlmaeModule(LightningModule):
         """Build the model, once, if a function was given."""
         if self._build is not None:
             self.model, self._build = self._build(), None
-        if self.checkpoint_blocks:
-            checkpoint_blocks(self.model)
+        if self.checkpoint_blocks and not checkpoint_blocks(self.model):
+            rank_zero_warn(
+                "trainer.checkpoint_blocks has no effect: no transformer block trains; tune some "
+                "(tuning=last_2), or leave it out"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what does not train (contract 7)."""
@@ -119,7 +123,9 @@ class VlmaeModule(LightningModule):
         towers = self.towers
         if towers is None:
             raise ValueError("this module has no towers: give `towers` to read decoded clips")
-        tokens = towers.to(self.device).prefix(clips)
+        # In float32 as in a cache, also where the rest computes in bfloat16.
+        with torch.autocast(self.device.type, enabled=False):
+            tokens = towers.to(self.device).prefix(clips)
         return {
             name: pad(tokens[name], width).to(self.device)
             for name, width in widths(towers.prefix_streams).items()

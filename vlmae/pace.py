@@ -29,7 +29,7 @@ class Pace(Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._clips, self._tokens = 0, 0
+        self._clips, self._tokens = 0, []  # type: int, list[torch.Tensor]
         self._since: float | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,7 +42,8 @@ class Pace(Callback):
         """Count a batch, and write a line if it is time."""
         if isinstance(batch, Batch):
             self._clips += len(batch.labels)
-            self._tokens += sum(int(t.mask.sum()) for t in batch.streams.values())
+            # Read when a line is written: reading waits for a GPU.
+            self._tokens += [t.mask.sum() for t in batch.streams.values()]
         elif isinstance(batch, ClipBatch):
             self._clips += len(batch.labels)
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -55,13 +56,14 @@ class Pace(Callback):
         pace = trainer.world_size * self._clips / seconds
         measured = {"pace/clips_per_s": pace, **memory(device)}
         if self._tokens:
-            measured["pace/tokens_per_s"] = trainer.world_size * self._tokens / seconds
+            tokens = sum(int(count) for count in self._tokens)
+            measured["pace/tokens_per_s"] = trainer.world_size * tokens / seconds
         for logger in trainer.loggers:
             logger.log_metrics(measured, step=trainer.global_step)
         self._restart()
 
     def _restart(self) -> None:
-        self._clips, self._tokens = 0, 0
+        self._clips, self._tokens = 0, []
         self._since = time.perf_counter()
 
 

@@ -84,6 +84,7 @@ def main(config: DictConfig) -> None:
         folder,
         device=checked("device", str, values["device"]),
         backend=checked("backend", str | None, values["backend"]),
+        towers=checked("towers", dict[str, dict[str, Any]], values["towers"]),
     )
     console = Console(log_path=False)
     with progress(console, len(clips)) as show:
@@ -96,6 +97,11 @@ def main(config: DictConfig) -> None:
             on_group=show,
         )
     console.print(summary(scored, Path(output)), highlight=False, soft_wrap=True)
+    if scored.clips and scored.bad.total() == scored.clips:
+        # Whatever the limit: a broken installation must not look like a finished run.
+        raise ValueError(
+            f"none of {scored.clips} clips has scores: the column error of {output} says why"
+        )
     if scored.bad.total() > skip_limit * scored.clips:
         raise ValueError(
             f"{scored.bad.total()} of {scored.clips} clips have no scores, more than "

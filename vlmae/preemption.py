@@ -34,7 +34,11 @@ class Preempted(SystemExit):
 
     def __init__(self, name: str, step: int) -> None:
         super().__init__(EXIT_CODE)
+        self._of = (name, step)
         self.message = f"stopped by {name} at step {step}: run the same command to go on"
+
+    def __reduce__(self) -> tuple[type[Preempted], tuple[str, int]]:
+        return type(self), self._of
 
 
 class StopFlag:

@@ -114,8 +114,12 @@ class Saves:
             shutil.rmtree(save.path)
 
 
-def find_save(place: Path) -> Save:
+def find_save(place: Path, training: str = "") -> Save:
     """A save by its folder, or the latest in a folder of saves or of a stage under way.
+
+    Args:
+        place: one of these folders.
+        training: whose saves in it are looked at, see `Moment`; "" for all.
 
     Raises:
         ValueError: there is none.
@@ -123,10 +127,11 @@ def find_save(place: Path) -> Save:
     if (place / MARKER).is_file():
         return Save(place, _moment(place / MARKER))
     saves = [*Saves(place).finished(), *saves_below(place)]
+    saves = [save for save in saves if save.moment.training == training] if training else saves
     if not saves:
         raise ValueError(
-            f"{place} holds no finished save: give trainer.resume_from a folder saves/step-<n>, or "
-            "one that holds such"
+            f"{place} holds no finished save of this training: give trainer.resume_from a folder "
+            "saves/step-<n>, or one that holds such"
         )
     return max(saves, key=lambda save: save.moment.step)
 

@@ -123,7 +123,7 @@ def load(
         backend: decoder of pictures instead of the exported one: "pyav", "torchcodec" or "auto".
         towers: tower ("vl", "audio") -> settings of its backbone to change, e.g.
             `{"vl": {"model": "/elsewhere/clip"}}` for weights that have moved. They must be those
-            that it was trained on.
+            that it was trained on; their name and revision may be others.
 
     Raises:
         ValueError: not an export of this release, or damaged; weights of a backbone are not there,

@@ -78,7 +78,10 @@ class StrategyConfig:
 
     def hashed(self) -> dict[str, Any]:
         """What changes results."""
-        return asdict(self) if self.sharded else {"name": self.name}
+        if not self.sharded:
+            return {"name": self.name}
+        only_zero3 = () if self.name == "zero3" else ("offload_parameters", "persist_below")
+        return {name: value for name, value in asdict(self).items() if name not in only_zero3}
 
     def check(self, accelerator: str, ranks: Ranks) -> None:
         """Refuse what cannot work on these ranks.

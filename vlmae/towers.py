@@ -148,7 +148,8 @@ def build_suffix(
         ValueError: LoRA finds no layer to change.
     """
     towers = build_towers(vl, audio)
-    suffix = TunedSuffix(dict(copy.deepcopy(towers.suffix_modules()).items()))
+    # On the CPU, wherever the towers have been put meanwhile: who uses the copy moves it.
+    suffix = TunedSuffix(dict(copy.deepcopy(towers.suffix_modules()).cpu().items()))
     for tower, streams in towers.streams.items():
         for stream in streams:
             if stream in suffix:

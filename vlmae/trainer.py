@@ -104,10 +104,10 @@ class TrainConfig:
                 f"trainer has validate_every {self.validate_every}, keep {self.keep!r}: give 0 or "
                 "more epochs, and last or best"
             )
-        if self.keep == "best" and not self.validate_every:
+        if self.keep == "best" and not 1 <= self.validate_every <= self.epochs:
             raise ValueError(
-                "trainer.keep is best and validate_every 0: nothing says which epoch is best; "
-                "validate every epoch, or keep last"
+                f"trainer.keep is best and validate_every {self.validate_every} of {self.epochs} "
+                "epochs: nothing says which epoch is best; validate more often, or keep last"
             )
         if self.keep_saves < 1:
             raise ValueError(f"trainer.keep_saves is {self.keep_saves}: keep at least 1")
@@ -148,6 +148,7 @@ def build_trainer(
     # A module whose suffix keeps its batch norms in evaluation mode does so on purpose.
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")  # on purpose
     bar = sys.stderr.isatty() and ranks.first
     trainer = Trainer(
         max_epochs=config.epochs,

@@ -19,9 +19,9 @@ from lightning.pytorch.loggers import Logger
 
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, scratch
-from vlmae.best import KeepBest
+from vlmae.best import BEST_FILE, KeepBest
 from vlmae.calibration import Calibration, calibrate
-from vlmae.callbacks import History, Quarantine, Trace, write_history
+from vlmae.callbacks import History, Quarantine, Trace, gather, write_history
 from vlmae.checkpoint import CHECKPOINT, build_model, save_checkpoint
 from vlmae.data.labels import label_matrix, labels_fingerprint, with_weights
 from vlmae.data.loader import LoaderConfig
@@ -38,6 +38,7 @@ from vlmae.objectives import build_objective
 from vlmae.optimizers import OptimizerConfig
 from vlmae.parameter_counts import part_counts
 from vlmae.prediction import predict_clips, prediction_columns
+from vlmae.preemption import Preempted, StopFlag
 from vlmae.ranks import Ranks
 from vlmae.saves import Moment, Saves
 from vlmae.strategy import StrategyConfig, process_group, whole_state
@@ -50,6 +51,8 @@ QUARANTINE = "quarantine.parquet"
 FILES = (CHECKPOINT, "training_set.parquet", "validation.parquet", QUARANTINE, "history.csv")
 # Where a training is written down while it runs: they change no result.
 NOT_HASHED = ("save_every_steps", "keep_saves", "resume_from", "trace", "profiler")
+# How a training is computed: another value gives the same result up to rounding.
+HOW = ("accumulate", "checkpoint_blocks", "threads")
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,10 @@ def train(root: Path, training: Training) -> Stage:
         positive_weight=training.loader.positive_weight,
         new_weight=training.loader.new_weight,
     )
+    device_of(config.accelerator, "trainer.accelerator")  # before hours of work, if there is none
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_HASHED}
+    if config.keep == "last":  # then validation is only looked at
+        del settings["validate_every"]
 
     made_of: dict[str, dict[str, Any]] = {
         "config": {
@@ -156,22 +162,82 @@ def train(root: Path, training: Training) -> Stage:
             revision=3,
         )
 
+    flag = StopFlag()
+
     def work(output: Path) -> Counts:
         with process_group(training.strategy):
-            return _fit(root, training, weighted, output, identity)
+            return _fit(root, training, weighted, output, identity, flag)
 
-    return training.ranks.all(make, work)
+    # From here until the stage is whole: a signal while models are loaded stops at the first step,
+    # one behind the last step is only noted.
+    flag.listen()
+    try:
+        stage = training.ranks.all(make, work)
+    except Preempted:
+        # The flag listens until the process has ended: torchrun tells the ranks that are left to
+        # stop as soon as the first is gone, and their exit code is to be the same.
+        raise
+    except BaseException:
+        flag.ignore()
+        raise
+    flag.ignore()
+    return stage
 
 
 def _identity(made_of: Mapping[str, Any]) -> str:
-    """Of a training on whatever number of ranks: what its saves are known by."""
-    train = {k: v for k, v in made_of["config"]["train"].items() if k != "accumulate"}
-    return fingerprint({**made_of, "config": {**made_of["config"], "train": train}})
+    """Of a training on whatever number of ranks: what its saves are known by.
+
+    Settings that say how the same sums are made are left out.
+    """
+    train = {k: v for k, v in made_of["config"]["train"].items() if k not in HOW}
+    strategy = {"name": made_of["config"]["strategy"]["name"]}
+    config = {**made_of["config"], "train": train, "strategy": strategy}
+    return fingerprint({**made_of, "config": config})
 
 
-def _fit(root: Path, training: Training, labelled: pa.Table, output: Path, identity: str) -> Counts:
+def _best(training: Training, output: Path) -> KeepBest | None:
+    """What keeps the best weights, if they are wanted.
+
+    Raises:
+        ValueError: nothing can say which are best.
+    """
+    if training.config.keep != "best":
+        return None
+    validation = in_source(training.validation, training.source)
+    if not (label_matrix(validation, training.tasks) == 1).any():
+        raise ValueError(
+            "trainer.keep is best, and no validation clip has a positive label: give such clips, "
+            "or set trainer.keep=last"
+        )
+    return KeepBest(scratch(output) / BEST_FILE, training.config.resume_from)
+
+
+def _require_agreement(identity: str) -> None:
+    """Refuse, on all ranks, to train on what only some of them see. Collective.
+
+    Raises:
+        ValueError: labels, tokens or settings differ from rank to rank.
+    """
+    seen = gather(identity)
+    if len(set(seen)) > 1:
+        others = [rank for rank, one in enumerate(seen) if one != seen[0]]
+        raise ValueError(
+            f"ranks {others} see other labels, tokens, tombstones or settings than rank 0: a cache "
+            "or a takedown may have been finished while they started; start them again"
+        )
+
+
+def _fit(
+    root: Path,
+    training: Training,
+    labelled: pa.Table,
+    output: Path,
+    identity: str,
+    flag: StopFlag,
+) -> Counts:
     """Train on all ranks; the first writes the files."""
     config, tasks, source = training.config, training.tasks, training.source
+    _require_agreement(identity)
     asked = labelled
     labelled = in_source(labelled, source)
     if labelled.num_rows == 0:
@@ -204,7 +270,7 @@ def _fit(root: Path, training: Training, labelled: pa.Table, output: Path, ident
     quarantine = Quarantine(labelled.num_rows, training.skip_limit)
     loggers = _loggers(training, output)
     callbacks: list[Callback] = [history, quarantine]
-    best = KeepBest(scratch(output) / "best.safetensors") if config.keep == "best" else None
+    best = _best(training, output)
     if best is not None:
         callbacks.append(best)
     if config.trace:
@@ -226,6 +292,7 @@ def _fit(root: Path, training: Training, labelled: pa.Table, output: Path, ident
     now = Moment(identity, 0, training.ranks.size, config.accumulate, training.strategy.name)
     if config.resume_from is None:
         hint_at_others(root, saves, now)
+    failed = True
     try:
         fit(
             module,
@@ -233,14 +300,16 @@ def _fit(root: Path, training: Training, labelled: pa.Table, output: Path, ident
             make_trainer,
             validation=validation_clips(training),
             saves=saves,
+            flag=flag,
             now=now,
             save_every=config.save_every_steps,
             resume_from=config.resume_from,
             towers=towers if len(towers.suffix_modules()) else None,
         )
+        failed = False
     finally:
         loader.close()
-        close_loggers(loggers)
+        close_loggers(loggers, "failed" if failed else "success")
     bad, losses = quarantine.table(), history.losses()
     state = whole_state(module)
     if not training.ranks.first:

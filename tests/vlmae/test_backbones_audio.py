@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import tiny_audio_models as tiny
 import torch
 import yaml
 from hydra.utils import instantiate
+from torch.nn import functional
 from torchaudio.transforms import Resample
 from transformers import (
     ASTFeatureExtractor,
@@ -31,6 +34,7 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as ReferenceEncoder
 
+from vlmae.backbones import waveform
 from vlmae.backbones.audio_stream import AudioTower
 from vlmae.backbones.clap import Clap
 from vlmae.backbones.spectrogram_transformer import SpectrogramTransformer
@@ -351,6 +355,58 @@ def test_wavlm_shares_its_positions_behind_a_cut_without_training_them(folders: 
     assert "audio.layers.0.attention.rel_attn_embed.weight" in names
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["wavlm", "wavlm_large"])
+def test_wavlms_biases_are_of_few_clips_at_a_time(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, family: str, checkpointing: bool
+) -> None:
+    tower = Waveform(folders[family], tuned_blocks="all")
+    stream: Any = tower.tail["audio"].train()
+    stream.checkpointing = checkpointing
+    for module in stream.modules():
+        # Masks of dropout would differ: they are drawn in another order.
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "activation_dropout") or type(module).__name__ == "WavLMAttention":
+            module.dropout = 0.0
+    inputs = pad(tower.prefix(clips_at(16_000))["audio"], 1)
+    original, largest = functional.scaled_dot_product_attention, []
+
+    def attend(*parts: torch.Tensor, attn_mask: torch.Tensor, **settings: Any) -> torch.Tensor:
+        largest.append(attn_mask.numel())
+        return original(*parts, attn_mask=attn_mask, **settings)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attend)
+    kept: list[int] = []
+
+    def keep(values: torch.Tensor) -> torch.Tensor:
+        if values.ndim == 4 and values.shape[2] == values.shape[3]:
+            kept.append(len(values))
+        return values
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        tower.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
+            result = stream(inputs)
+        (result.values * result.mask[..., None]).mean(dim=1).pow(3).sum().backward()
+        return result.values, [p.grad for p in stream.parameters() if p.grad is not None]
+
+    whole, gradients = run()
+    one = max(largest) // len(inputs.mask)
+    assert max(largest) == 7 * 4 * 69 * 69
+    assert bool(kept) != checkpointing
+    for rows, limit in ((2, 2 * one + 1), (1, one // 2)):
+        monkeypatch.setattr(waveform, "SCORES_AT_A_TIME", limit)
+        largest.clear()
+        kept.clear()
+        ours, theirs = run()
+        assert max(largest) == rows * one
+        assert not kept, "the gated biases of all parts, until the backward"
+        close(ours, whole, 1e-6)
+        for gradient, expected in zip(theirs, gradients, strict=True):
+            close(gradient, expected, 1e-6 * max(1.0, float(expected.abs().max())))
+
+
 def test_wavlms_projections_run_as_modules(folders: Folders) -> None:
     # transformers reads their weights alone: LoRA on them would train nothing.
     tower = Waveform(folders["wavlm"], tuned_blocks=1)
@@ -442,6 +498,31 @@ def test_identity_names_no_path_and_hashes_the_weights_alone(folders: Folders, f
     assert not any("mel" in name or "reader" in name for name in tower.prefixes.state_dict())
     cuts = [TOWERS[family](folders[family], pool=2, tuned_blocks=n) for n in (1, 2, "all")]
     assert len({identity.sha256, *(cut.identity().sha256 for cut in cuts)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "value"),
+    [
+        ("whisper", "dither", 0.5),
+        ("ast", "mean", -6.0),
+        ("hubert", "do_normalize", False),
+        ("wavlm", "do_normalize", True),
+        ("clap", "frequency_max", 12_000),
+    ],
+)
+def test_identity_tells_extractors_apart(
+    folders: Folders, tmp_path: Path, family: str, setting: str, value: Any
+) -> None:
+    whole = TOWERS[family](folders[family]).identity()
+    folder = shutil.copytree(folders[family], tmp_path / family)
+    assert TOWERS[family](str(folder)).identity() == whole
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    assert settings[setting] != value
+    path.write_text(json.dumps({**settings, setting: value}))
+    other = TOWERS[family](str(folder)).identity()
+    assert other.sha256 == whole.sha256
+    assert {k for k in whole.options if whole.options[k] != other.options[k]} == {"extractor"}
 
 
 @pytest.mark.parametrize("family", TOWERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as pictures
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, Siglip2Tokenizer
 
 from vlmae.backbones.dual import DualEncoder, ImageAndText
+from vlmae.backbones.pretrained import processor_sha256
 from vlmae.backbones.stream import StreamEncoder, StreamTower
 from vlmae.data.decode import Clip
 from vlmae.tokens import Tokens, pad
@@ -36,6 +38,7 @@ PAIRS = [
     ("vit", "clip"),
     ("siglip", "mpnet"),
     ("clip", "bert"),
+    ("siglip2_fixed", "siglip2_fixed"),
 ]
 READINGS = [(0, True), (2, False), (3, True)]
 CUTS: list[Any] = [1, 2, tiny_models.LAYERS, "all"]
@@ -102,7 +105,7 @@ def expected_text(folder: Path, clip: Clip, pool: bool) -> Tensor:
     siglip = model.config.model_type.startswith("siglip")
     length = 16 if siglip else min(model.config.max_position_embeddings, 40)
     batch = tokenizer(
-        [clip.title],
+        [clip.title.lower() if siglip else clip.title],
         truncation=True,
         max_length=length,
         padding="max_length" if siglip else False,
@@ -247,6 +250,26 @@ def test_identity_names_the_folder_and_tells_processors_apart(
     assert differing == {"image_processor"}
     pair = tower_of(folders, ("dinov2", "bert"), (0, True)).identity()
     assert (pair.name, pair.revision) == ("dinov2 + bert", "local + local")
+
+
+def test_siglip_2_of_fixed_size_reads_titles_in_lower_case(
+    folders: dict[str, Path], make_clip: Callable[..., Clip]
+) -> None:
+    folder = folders["siglip2_fixed"]
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "siglip"
+    plain = AutoTokenizer.from_pretrained(folder)
+    assert type(plain).__name__ == "GemmaTokenizer"
+    assert plain("The Guitar")["input_ids"] != plain("the guitar")["input_ids"]
+    dual = tower_of(folders, ("siglip2_fixed", "siglip2_fixed"), (0, True))
+    beside = tower_of(folders, ("vit", "siglip2_fixed"), (0, True))
+    clips = [make_clip(0, title=title, frames=0) for title in ("The GUITAR", "the guitar")]
+    for tower in (dual, beside):
+        upper, lower = tower.prefix(clips)["text"]
+        torch.testing.assert_close(upper, lower, rtol=0, atol=0)
+        assert tower.identity().options["tokenizer"] != processor_sha256(plain)
+    # The class of NaFlex's checkpoints reads the same titles the same way.
+    lowered = Siglip2Tokenizer(vocab=tiny_models.gemma_vocabulary(), merges=[("t", "h")])
+    assert dual.identity().options["tokenizer"] == processor_sha256(lowered)
 
 
 def test_the_frozen_half_may_be_in_bfloat16_and_what_trains_is_not(

@@ -440,6 +440,28 @@ def test_identity_names_weights_and_settings_and_no_path(family: str, folders: F
         assert tower(folder, **change).identity().options != plain.options
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "change"),
+    [
+        ("qwen2_5_vl", "chat_template.jinja", ("helpful", "careful")),
+        ("internvl", "processor_config.json", ("0.48145466", "0.5")),
+        ("blip2", "tokenizer.json", ('"!": 0', '"!": 1')),
+    ],
+)
+def test_identity_tells_processors_apart(
+    family: str, name: str, change: tuple[str, str], folders: Folders, tmp_path: Path
+) -> None:
+    plain = tower(folders[family]).identity()
+    folder = shutil.copytree(folders[family], tmp_path / family)
+    path = folder / name
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    other = new_tower(folder).identity()
+    assert other.sha256 == plain.sha256
+    assert {k for k in plain.options if plain.options[k] != other.options[k]} == {"processor"}
+
+
 @EVERY_FAMILY
 def test_configuration_makes_the_tower(family: str, folders: Folders, clips: list[Clip]) -> None:
     node = OmegaConf.load(Path(conf_dir()) / "vl" / f"{family}.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,48 @@ def test_weights_altered_on_disk_are_refused_by_name(
             load_checkpoint(path, frozen)
     # Tokens of a cache are those of the weights as they were: fully frozen, nothing else is read.
     load_checkpoint(path, old_identities)
+
+
+@pytest.mark.parametrize("blocks", [0, 1], ids=["frozen", "lora"])
+def test_equal_weights_under_another_name_or_revision_are_the_same_tower(
+    tmp_path: Path, nodes: Nodes, model_config: dict[str, Any], fresh_towers: None, blocks: int
+) -> None:
+    lora = {"vl": {"mode": "lora", "blocks": 1, "rank": 2}, "audio": {"mode": "frozen"}}
+    tuning = lora if blocks else FROZEN
+    folder = tiny_models.clip(tmp_path / "tiny-clip")
+    dual = {"_target_": "vlmae.backbones.dual.DualEncoder", "model": str(folder)}
+    mine = tuned_nodes({"vl": dual, "audio": nodes["audio"]}, tuning)
+    config = {**model_config, "tuning": tuning}
+    path = save(tmp_path / CHECKPOINT, model_of(mine, tuning, config), mine, config)
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    loaded = load_checkpoint(path, towers={"vl": {"model": str(moved)}})
+    assert loaded.frozen["vl"]["name"] == "tiny-clip"
+    assert loaded.towers["vl"]["model"] == str(moved)
+    identities = build_towers(**loaded.towers).identities()
+    assert identities["vl"]["name"] == "elsewhere"
+    load_checkpoint(path, identities)
+    load_checkpoint(path, {**identities, "vl": {**identities["vl"], "revision": "0123abc"}})
+
+    vl, message = identities["vl"], "was trained on another vl tower"
+    for other in (
+        None,
+        {**vl, "sha256": "0" * 64},
+        {**vl, "options": {**vl["options"], "dtype": "bfloat16"}},
+        {**vl, "more": 1},
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(path, {**identities, "vl": other})
+    file = moved / "model.safetensors"
+    weights = load_file(file)
+    # The last by name is behind the cut where there is one: only suffix_sha256 tells of it.
+    name = next(n for n in sorted(weights, reverse=True) if n.endswith("fc1.weight"))
+    weights[name][0, 0] += 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    shared._build.cache_clear()
+    altered = build_towers(**loaded.towers).identities()["vl"]
+    assert (altered["sha256"] == vl["sha256"]) == bool(blocks)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(path, towers={"vl": {"model": str(moved)}})
 
 
 def test_altered_weights_behind_the_cut_are_refused_with_a_cache_too(

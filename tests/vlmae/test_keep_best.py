@@ -79,7 +79,7 @@ def test_best_is_the_first_of_the_highest_and_its_weights_are_kept(
 def test_without_any_positive_best_is_refused(
     tmp_path: Path, train_in: Any, labels_of: Any
 ) -> None:
-    with pytest.raises(ValueError, match=r"never defined.*keep=last"):
+    with pytest.raises(ValueError, match=r"no validation clip has a positive.*keep=last"):
         train_in(
             tmp_path,
             config=TrainConfig(**{**BASE, "epochs": 1}, keep="best"),
@@ -88,7 +88,7 @@ def test_without_any_positive_best_is_refused(
 
 
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"keep is best and validate_every 0"):
+    with pytest.raises(ValueError, match=r"keep is best and validate_every 0 of 6"):
         TrainConfig(**{**BASE, "validate_every": 0}, keep="best")
     with pytest.raises(ValueError, match=r"keep 'newest'"):
         TrainConfig(**BASE, keep="newest")
@@ -97,6 +97,6 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
 def test_best_weights_that_lie_elsewhere_are_missed(tmp_path: Path) -> None:
     callback = KeepBest(tmp_path / "best.safetensors")
     callback.load_state_dict({"value": 0.5, "epoch": 3})
-    with pytest.raises(ValueError, match=r"epoch 3 was the best.*keep=last"):
+    with pytest.raises(ValueError, match=r"epoch 3 was the best.*start anew"):
         callback.on_train_start(None, None)  # type: ignore[arg-type]
     assert not math.isinf(callback.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from damage import KINDS, REASONS, damage
 from rich.console import Console
 
@@ -182,6 +184,94 @@ def test_faults_of_decoder_and_encoder_cost_one_row(
     }
     assert rows["b"]["error_detail"] == "the encoder has no kernel for this"
     assert rows["c"]["error_detail"] == "KeyError: 'stream'"
+
+
+def test_a_group_too_large_for_the_device_is_scored_clip_by_clip(
+    tmp_path: Path, scorer: Scorer, folder: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = type(scorer.towers).prefix
+    filling: list[weakref.ref[Any]] = []
+    groups: list[int] = []
+
+    def full(self: Any, clips: Any) -> Any:
+        groups.append(len(clips))
+        assert not [held for held in filling if held() is not None], "memory is not given back"
+        if len(clips) > 1:
+            activations = np.zeros(8)
+            filling.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError(f"CUDA out of memory beside {activations.nbytes} bytes")
+        return prefix(self, clips)
+
+    monkeypatch.setattr(type(scorer.towers), "prefix", full)
+    score_media(scorer, clips_of([str(folder)]), tmp_path / "out.parquet")
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert len(filling) == 2
+    assert groups.count(1) == sum(row["error"] is None for row in rows)
+    for row, wanted in zip(rows, table.to_pylist(), strict=True):
+        assert (row["key"], row["error"]) == (wanted["key"], wanted["error"])
+        for task in TASKS:
+            for head in HEADS:
+                name = f"{head}_{task}"
+                if wanted[name] is None:
+                    assert row[name] is None
+                else:
+                    assert row[name] == pytest.approx(wanted[name], rel=0, abs=1e-6)
+
+
+def test_clips_that_all_fail_are_rows_of_the_table_and_an_error_of_the_command(
+    tmp_path: Path,
+    scorer: Scorer,
+    make_media: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home, output = tmp_path / "media", tmp_path / "out.parquet"
+    home.mkdir()
+    for name in ("a", "b"):
+        (home / f"{name}.mp4").write_bytes(make_media(4))
+
+    def failing(self: Any, clips: Any) -> Any:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(type(scorer.towers), "prefix", failing)
+    monkeypatch.setattr("vlmae.predict.load", lambda *_, **__: scorer)
+    arguments = ["vlmae.predict", "model=m", f"media={home}", f"output={output}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error == (f"error: none of 2 clips has scores: the column error of {output} says why\n")
+    rows = pq.read_table(output).to_pylist()
+    assert [row["error"] for row in rows] == ["encoder failed"] * 2
+    assert [row["probability_unsafe"] for row in rows] == [None, None]
+
+
+def test_command_takes_weights_that_have_moved(
+    tmp_path: Path,
+    scorer: Scorer,
+    make_media: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(make_media(4))
+    given: list[Any] = []
+
+    def loading(_: str, **settings: Any) -> Scorer:
+        given.append(settings["towers"])
+        return scorer
+
+    monkeypatch.setattr("vlmae.predict.load", loading)
+    arguments = ["vlmae.predict", "model=m", f"media={tmp_path}", f"output={tmp_path}/out.parquet"]
+    for more in ([], ["+towers.vl.model=/new/clip", "+towers.audio.pool=5"]):
+        monkeypatch.setattr(sys, "argv", [*arguments, *more])
+        main()
+    assert given == [{}, {"vl": {"model": "/new/clip"}, "audio": {"pool": 5}}]
+    monkeypatch.setattr(sys, "argv", [*arguments, "+towers.vl=/new/clip"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main()
+    assert "towers.vl: Input should be a valid dictionary" in capsys.readouterr().err
 
 
 def test_a_killed_run_leaves_no_table_and_an_older_one_alone(

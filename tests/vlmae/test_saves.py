@@ -62,11 +62,11 @@ def test_an_interrupted_save_is_not_picked_up_though_its_step_is_higher(tmp_path
 
 
 def test_saves_are_found_in_and_below_a_folder(tmp_path: Path) -> None:
-    for stage, step in (("train-1.partial/.scratch", 10), ("train-2.partial/.scratch", 7)):
-        save(Saves(tmp_path / stage / "saves"), step)
+    for stage, step in (("train-1.partial", 10), ("train-2.partial", 7)):
+        save(Saves(tmp_path / stage / ".scratch-model" / "saves"), step)
     assert [one.moment.step for one in saves_below(tmp_path)] == [10, 7]
     assert find_save(tmp_path).moment.step == 10
-    one = tmp_path / "train-2.partial" / ".scratch" / "saves" / "step-000007"
+    one = tmp_path / "train-2.partial" / ".scratch-model" / "saves" / "step-000007"
     assert find_save(one) == find_save(one.parent) == Save(one, at(7))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty holds no finished save: give trainer.resume_from"):

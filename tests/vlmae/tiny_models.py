@@ -28,6 +28,7 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    GemmaTokenizer,
     MPNetConfig,
     MPNetModel,
     MPNetTokenizer,
@@ -137,11 +138,25 @@ def siglip(folder: Path) -> Path:
     return save(folder, shaken(SiglipModel(config)), processor, tokenizer)
 
 
+def gemma_vocabulary() -> dict[str, int]:
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    return {piece: number for number, piece in enumerate([*special, "▁", *LETTERS, "T", "th"])}
+
+
+def siglip2_fixed(folder: Path) -> Path:
+    """A SigLIP 2 of fixed size as published: of the family "siglip", with Gemma's tokenizer."""
+    tokenizer = GemmaTokenizer(
+        vocab=gemma_vocabulary(), merges=[("t", "h")], padding_side="right", do_lower_case=True
+    )
+    text = {**TEXT, "vocab_size": 64, "max_position_embeddings": 16, "projection_size": WIDTH}
+    config = SiglipConfig(text_config=text, vision_config=IMAGE)
+    processor = SiglipImageProcessor(size=SQUARE)
+    return save(folder, shaken(SiglipModel(config)), processor, tokenizer)
+
+
 def siglip2(folder: Path) -> Path:
     """A NaFlex checkpoint; those of fixed size are of the family "siglip"."""
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    vocabulary = {piece: number for number, piece in enumerate([*special, "▁", *LETTERS, "th"])}
-    tokenizer = Siglip2Tokenizer(vocab=vocabulary, merges=[("t", "h")])
+    tokenizer = Siglip2Tokenizer(vocab=gemma_vocabulary(), merges=[("t", "h")])
     text = {**TEXT, "vocab_size": 40, "max_position_embeddings": 16, "projection_size": WIDTH}
     image = {k: v for k, v in IMAGE.items() if k != "image_size"}
     config = Siglip2Config(text_config=text, vision_config={**image, "num_patches": 16})
@@ -201,6 +216,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "clip": clip,
     "siglip": siglip,
     "siglip2": siglip2,
+    "siglip2_fixed": siglip2_fixed,
     "dinov2": dinov2,
     "dinov2_with_registers": dinov2_with_registers,
     "vit": vit,

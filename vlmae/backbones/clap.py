@@ -24,7 +24,12 @@ from vlmae.backbones.audio_stream import (
     check_pool,
     load_extractor,
 )
-from vlmae.backbones.pretrained import identity_of, load_config, load_model
+from vlmae.backbones.pretrained import (
+    identity_of,
+    load_config,
+    load_model,
+    processor_sha256,
+)
 from vlmae.backbones.spec_augment import SpecAugment
 from vlmae.backbones.spectrogram_transformer import mean_over_time
 from vlmae.backbones.stream import ALL, StreamEncoder, Tuned
@@ -79,7 +84,11 @@ class Clap(AudioTower):
             tuned_blocks=tuned_blocks,
             name=name,
             revision=known,
-            options={"pool": pool, "max_seconds": max_seconds},
+            options={
+                "pool": pool,
+                "max_seconds": max_seconds,
+                "extractor": processor_sha256(extractor),
+            },
         )
 
 

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from vlmae.backbones.pretrained import load_config, load_model, load_processor
 from vlmae.backbones.stream import StreamEncoder
-from vlmae.backbones.suffix import Between, without_masked
+from vlmae.backbones.suffix import Between, mean_of_cells, without_masked
 from vlmae.data.decode import Clip
 from vlmae.tokens import Tokens
 
@@ -176,7 +176,7 @@ class ImageEncoder(StreamEncoder):
             return Tokens(pooled.reshape(batch, -1, self.out_width), real)
         rows = self.frame.rows
         patches = norm(frames[:, self.frame.leading :]).transpose(1, 2)
-        cells = functional.adaptive_avg_pool2d(patches.unflatten(2, (rows, rows)), self.grid)
+        cells = mean_of_cells(patches.unflatten(2, (rows, rows)), self.grid)
         cells = cells.flatten(2).transpose(1, 2)
         return Tokens(
             cells.reshape(batch, -1, self.out_width),

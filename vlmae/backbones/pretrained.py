@@ -222,7 +222,8 @@ def find_file(model: str, name: str, revision: str | None = None) -> Path | None
 
 
 def processor_sha256(processor: Any) -> str:
-    """sha256 over the settings of an image processor, or the vocabulary and ways of a tokenizer.
+    """sha256 over the settings of an image processor or feature extractor, the vocabulary and ways
+    of a tokenizer, or of a processor of several parts all of these and the chat template.
 
     The same weights give other tokens with another processor, so it is part of an identity.
     """
@@ -230,6 +231,10 @@ def processor_sha256(processor: Any) -> str:
         # Lower case, accents, spaces and marks are handled outside the vocabulary: one text tells.
         ways = processor("  A Tale: d\u00e9j\u00e0-Vu, 1984!  <s>")["input_ids"]
         known: Any = [sorted(processor.get_vocab().items()), ways]
+    elif hasattr(processor, "tokenizer"):
+        # Its own dict leaves out these two.
+        template = getattr(processor, "chat_template", None)
+        known = [processor.to_dict(), processor_sha256(processor.tokenizer), template]
     else:
         known = processor.to_dict()
     text = json.dumps(known, sort_keys=True, default=str)

@@ -22,7 +22,12 @@ from vlmae.backbones.audio_stream import (
     check_pool,
     load_extractor,
 )
-from vlmae.backbones.pretrained import identity_of, load_config, load_model
+from vlmae.backbones.pretrained import (
+    identity_of,
+    load_config,
+    load_model,
+    processor_sha256,
+)
 from vlmae.backbones.spec_augment import SpecAugment
 from vlmae.backbones.stream import Tuned
 from vlmae.backbones.suffix import mean_of_groups
@@ -89,7 +94,11 @@ class SpectrogramTransformer(AudioTower):
             tuned_blocks=tuned_blocks,
             name=name,
             revision=known,
-            options={"pool": pool, "max_seconds": max_seconds},
+            options={
+                "pool": pool,
+                "max_seconds": max_seconds,
+                "extractor": processor_sha256(extractor),
+            },
         )
 
 

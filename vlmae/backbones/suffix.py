@@ -154,13 +154,27 @@ class FeatureMapSuffix(StreamSuffix):
         mask = functional.pad(tokens.mask, (0, incomplete), value=False)
         # Tokens end to end are a feature map in channels-last order: nothing is copied.
         maps = values.reshape(-1, self.side, self.side, self.width).permute(0, 3, 1, 2)
-        pooled = functional.adaptive_avg_pool2d(self.network(maps), self.grid)
+        pooled = mean_of_cells(self.network(maps), self.grid)
         cells = pooled.flatten(2).transpose(1, 2)
         real = mask.reshape(batch, -1, positions).any(dim=2)
         return Tokens(
             cells.reshape(batch, -1, cells.shape[-1]),
             real.repeat_interleave(self.grid**2, dim=1),
         )
+
+
+def mean_of_cells(maps: Tensor, grid: int) -> Tensor:
+    """(N, C, side, side) averaged down to (N, C, grid, grid), as `adaptive_avg_pool2d` does.
+
+    As two matrix products, because the gradient of torch's own is not deterministic on a GPU and
+    is refused there.
+    """
+    side = maps.shape[-1]
+    weights = maps.new_zeros(grid, side)
+    for cell in range(grid):
+        start, stop = cell * side // grid, -(-(cell + 1) * side // grid)
+        weights[cell, start:stop] = 1 / (stop - start)
+    return weights @ maps @ weights.T
 
 
 def split_last(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from tokenizers import normalizers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, GemmaTokenizer
 from transformers.models.mpnet import modeling_mpnet
 
 from vlmae.backbones.pretrained import load_config, load_model, load_processor
@@ -286,7 +287,7 @@ def _siglip(model: Any, tokenizer: Any, pool: bool, length: int | None) -> TextE
     )
     norm = model.final_layer_norm
     return TextEncoder(
-        tokenizer,
+        _lower_cased(tokenizer),
         model.embeddings,
         model.encoder.layers,
         nn.Sequential(norm, model.head) if pool else norm,
@@ -294,6 +295,19 @@ def _siglip(model: Any, tokenizer: Any, pool: bool, length: int | None) -> TextE
         hidden_width=config.hidden_size,
         out_width=config.projection_size if pool else config.hidden_size,
     )
+
+
+def _lower_cased(tokenizer: Any) -> Any:
+    """The tokenizer as SigLIP 2 was trained with (Tschannen et al. 2025, arXiv 2502.14786).
+
+    Checkpoints of fixed size name Gemma's class beside `model_type` "siglip", and transformers then
+    keeps upper case; SigLIP's own classes lower it themselves.
+    """
+    if isinstance(tokenizer, GemmaTokenizer):
+        backend = tokenizer.backend_tokenizer
+        theirs = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *theirs])
+    return tokenizer
 
 
 _BUILDERS: dict[str, Callable[[Any, Any, bool, int | None], TextEncoder]] = {

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import HubertModel, Wav2Vec2FeatureExtractor, WavLMModel
 
 from vlmae.backbones.audio_stream import (
@@ -23,7 +24,12 @@ from vlmae.backbones.audio_stream import (
     check_pool,
     load_extractor,
 )
-from vlmae.backbones.pretrained import identity_of, load_config, load_model
+from vlmae.backbones.pretrained import (
+    identity_of,
+    load_config,
+    load_model,
+    processor_sha256,
+)
 from vlmae.backbones.stream import StreamEncoder, Tuned
 from vlmae.backbones.suffix import without_masked
 from vlmae.tokens import Tokens
@@ -31,6 +37,8 @@ from vlmae.tokens import Tokens
 KINDS = {"hubert": HubertModel, "wavlm": WavLMModel}
 SAMPLES_AT_A_TIME = 1_000_000
 """Of the convolutions, whose first output is 100 times as large as the sound: 0.4 GB."""
+SCORES_AT_A_TIME = 64_000_000
+"""Of WavLM's biases, one a clip, head, query and key: 0.26 GB; a longer clip runs alone."""
 
 
 class Waveform(AudioTower):
@@ -85,7 +93,11 @@ class Waveform(AudioTower):
             tuned_blocks=tuned_blocks,
             name=name,
             revision=known,
-            options={"pool": pool, "max_seconds": max_seconds},
+            options={
+                "pool": pool,
+                "max_seconds": max_seconds,
+                "extractor": processor_sha256(extractor),
+            },
         )
 
 
@@ -222,13 +234,34 @@ class WavLMStream(WaveformStream):
         """See `StreamEncoder.call`; in the order of `WavLMEncoderLayer` or its stable flavour."""
         block: Any = layer
         read = block.layer_norm(hidden) if self.stable else hidden
-        hidden = hidden + block.dropout(wavlm_attention(block.attention, read, *context))
+        hidden = hidden + block.dropout(wavlm_attention_by_rows(block.attention, read, *context))
         if self.stable:
             result: Tensor = hidden + block.feed_forward(block.final_layer_norm(hidden))
         else:
             hidden = block.layer_norm(hidden)
             result = block.final_layer_norm(hidden + block.feed_forward(hidden))
         return result
+
+
+def wavlm_attention_by_rows(attention: Any, hidden: Tensor, bias: Tensor, scores: Tensor) -> Tensor:
+    """`wavlm_attention` on as many clips at a time as `SCORES_AT_A_TIME` allows, at least one.
+
+    Where that is several parts, gradients recompute each: kept for the backward, the gated biases
+    of all parts would be as large together as undivided, also in a block that is itself recomputed.
+    """
+    rows = max(1, SCORES_AT_A_TIME // max(1, bias.numel()))
+    if rows >= len(hidden):
+        return wavlm_attention(attention, hidden, bias, scores)
+    parts = []
+    for some, masked in zip(torch.split(hidden, rows), torch.split(scores, rows), strict=True):
+        if torch.is_grad_enabled():
+            part: Any = checkpoint(
+                wavlm_attention, attention, some, bias, masked, use_reentrant=False
+            )
+        else:
+            part = wavlm_attention(attention, some, bias, masked)
+        parts.append(part)
+    return torch.cat(parts)
 
 
 def wavlm_attention(attention: Any, hidden: Tensor, bias: Tensor, scores: Tensor) -> Tensor:

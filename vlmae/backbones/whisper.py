@@ -22,7 +22,12 @@ from vlmae.backbones.audio_stream import (
     check_pool,
     load_extractor,
 )
-from vlmae.backbones.pretrained import identity_of, load_config, load_model
+from vlmae.backbones.pretrained import (
+    identity_of,
+    load_config,
+    load_model,
+    processor_sha256,
+)
 from vlmae.backbones.spec_augment import SpecAugment
 from vlmae.backbones.stream import Tuned
 from vlmae.backbones.suffix import without_masked
@@ -77,7 +82,7 @@ class Whisper(AudioTower):
             tuned_blocks=tuned_blocks,
             name=name,
             revision=known,
-            options={"pool": pool},
+            options={"pool": pool, "extractor": processor_sha256(extractor)},
         )
 
 

@@ -110,7 +110,7 @@ def _fit(
             some = slice(start, start + CLIPS_AT_A_TIME)
             for stream, tokens in frozen_tokens(table, rows[some], suffix).items():
                 # In float64: how far a batch is padded must not show in the result.
-                values = Tokens(tokens.values.double(), tokens.mask).mean().numpy()
+                values = Tokens(tokens.values.double(), tokens.mask).mean().cpu().numpy()
                 held_means = means.setdefault(stream, {})
                 for clip, mean, present in zip(ids[some], values, tokens.present, strict=True):
                     if present:

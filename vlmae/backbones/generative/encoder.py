@@ -13,7 +13,13 @@ from vlmae.backbones.generative.family import LanguageModel, VisionLanguage
 from vlmae.backbones.generative.internvl import InternVisionLanguage
 from vlmae.backbones.generative.qwen import Qwen3VisionLanguage, Qwen25VisionLanguage
 from vlmae.backbones.generative.titles import Titles
-from vlmae.backbones.pretrained import identity_of, load_config, load_model, load_processor
+from vlmae.backbones.pretrained import (
+    identity_of,
+    load_config,
+    load_model,
+    load_processor,
+    processor_sha256,
+)
 from vlmae.backbones.stream import StreamTower, Tuned
 
 FAMILIES: Mapping[str, type[VisionLanguage]] = {
@@ -91,6 +97,7 @@ class GenerativeEncoder(StreamTower):
                 "layer": len(decoder.layers),
                 "pool": pool or 0,
                 "dtype": dtype,
+                "processor": processor_sha256(processor),
             },
         )
 
