@@ -69,7 +69,7 @@ def test_saves_are_found_in_and_below_a_folder(tmp_path: Path) -> None:
     one = tmp_path / "train-2.partial" / ".scratch-model" / "saves" / "step-000007"
     assert find_save(one) == find_save(one.parent) == Save(one, at(7))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no finished save: give trainer.resume_from"):
+    with pytest.raises(ValueError, match=r"empty holds no finished save of this training: give"):
         find_save(tmp_path / "empty")
 
 
