@@ -64,7 +64,9 @@ def frames_and_targets(shared: Shared, settings: Settings) -> tuple[Tensor, Tens
 def main() -> None:
     """Train and save."""
     console = Console(log_path=False)
-    settings = Settings.from_config(compose_config("variants", ["experiment=fusion_avt_small"]))
+    settings = Settings.from_config(
+        compose_config("variants", ["experiment=fusion_avt_small", "name=small_vit"])
+    )
     folder = RunFolder(settings.folder, settings.identity)
     shared = prepare_shared(settings, folder, console.log)
     torch.manual_seed(0)
