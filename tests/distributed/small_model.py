@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from plain_suffix import TransformerSuffix
 from torch import Tensor, nn
 
 from lsb.ids import sample_id
-from vlmae.backbones.suffix import Suffix, TransformerSuffix
+from vlmae.backbones.suffix import Suffix
 from vlmae.data.batches import CachedClips
 from vlmae.data.loader import ClipLoader
 from vlmae.data.order import BatchOrder, OrderConfig

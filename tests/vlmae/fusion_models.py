@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from hydra.utils import get_class
+from plain_suffix import TransformerSuffix
 from torch import Tensor, nn
 
-from vlmae.backbones.suffix import Suffix, TransformerSuffix
+from vlmae.backbones.suffix import Suffix
 from vlmae.config import as_dict, compose_config, conf_dir
 from vlmae.fusion import Fusion
 from vlmae.model import Output, VlmaeModel

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_suffix import TransformerSuffix
 from torch import nn
 from torch.nn import functional
 from transformers import BertConfig
@@ -20,7 +21,6 @@ from vlmae.backbones.suffix import (
     FeatureMapSuffix,
     StreamSuffix,
     Suffix,
-    TransformerSuffix,
     mean_of_groups,
     split_last,
 )

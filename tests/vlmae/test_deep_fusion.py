@@ -21,10 +21,11 @@ from fusion_models import (
     reordered,
     text_suffix,
 )
+from plain_suffix import TransformerSuffix
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlmae.backbones.suffix import FeatureMapSuffix, StreamSuffix, Suffix, TransformerSuffix
+from vlmae.backbones.suffix import FeatureMapSuffix, StreamSuffix, Suffix
 from vlmae.checkpoint import build_model
 from vlmae.model import VlmaeModel
 from vlmae.tokens import Tokens
