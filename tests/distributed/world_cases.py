@@ -15,6 +15,7 @@ from small_model import Case, Watch, make
 from strategy_cases import zero
 
 from vlmae.fitting import fit
+from vlmae.preemption import StopFlag
 from vlmae.ranks import Ranks
 from vlmae.saves import Moment, Saves
 from vlmae.strategy import StrategyConfig, process_group, whole_state
@@ -52,6 +53,7 @@ def go(name: str, case: Case, ranks: Ranks, folder: Path, resume_from: str | Non
             loader,
             make_trainer,
             saves=Saves(folder / f"{name}-{ranks.size}" / "saves", keep=9),
+            flag=StopFlag(),
             now=Moment("this", 0, ranks.size, case.accumulate, case.strategy.name),
             save_every=SAVED_AT,
             resume_from=resume_from,
