@@ -15,7 +15,8 @@ VARIANTS = (
     "experiment=tiny",
     "name=compared",
     "variants.fusions=[late,concat]",
-    "variants.grid={optimizer.learning_rate:[1e-3,3e-3]}",
+    "~variants.grid",  # a mapping would be merged
+    "+variants.grid={optimizer.learning_rate:[1e-3,3e-3]}",
     "variants.without_audio=concat",
     "variants.labels=20",
     "variants.development=8",
