@@ -135,7 +135,7 @@ def test_a_signal_to_one_rank_makes_all_save_the_same_step_and_leave(
     assert f"error: stopped by {name} at step" in output
     assert output.count(f"exitcode  : {EXIT_CODE}") >= 1, output
     step = int(output.split(" at step ")[1].split(":")[0])
-    (save,) = saves_below(runs)
+    (save,) = saves_below(runs / "stages")
     assert save.moment.step == step
     assert save.moment.ranks == 2
     traces = read_trace(runs / "trace")
