@@ -53,6 +53,7 @@ class TrainConfig:
             activations.
         save_every_steps: a killed training goes on from the last save; 0 saves only when a signal
             asks the training to stop.
+        calibrate: fit a temperature a task on the validation labels (`vlmae.calibration`).
         validate_every: epochs between two measurements on the validation clips; 0 never measures.
         keep: whose weights the checkpoint has: "last", or "best", of the epoch with the highest
             mean average precision on the validation clips.
@@ -76,6 +77,7 @@ class TrainConfig:
     checkpoint_blocks: bool = False
     save_every_steps: int = 200
     trace: str | None = None
+    calibrate: bool = True
     validate_every: int = 5
     keep: str = "last"
     keep_saves: int = 1

@@ -367,7 +367,7 @@ def _write_checkpoint(
     validation = validation.take(np.flatnonzero(found))
     labels = label_matrix(validation, tasks)
     objective = build_objective(training.objective, tasks)
-    temperatures = calibrate(predictions.logits, labels, objective)
+    temperatures = calibrate(predictions.logits, labels, objective) if config.calibrate else {}
     calibration = Calibration(tuple(tasks), training.objective, temperatures)
     predictions = replace(predictions, calibration=calibration)
     thresholds = {}
