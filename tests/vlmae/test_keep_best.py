@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlmae.best import KeepBest
+from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.labels import label_matrix
 from vlmae.loggers import LoggerConfig
 from vlmae.metrics import average_precision
@@ -100,3 +101,15 @@ def test_best_weights_that_lie_elsewhere_are_missed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"epoch 3 was the best.*start anew"):
         callback.on_train_start(None, None)  # type: ignore[arg-type]
     assert not math.isinf(callback.value)
+
+
+def test_without_calibration_temperatures_are_one(tmp_path: Path, train_in: Any) -> None:
+    few = {**BASE, "epochs": 1, "validate_every": 0}
+    temperatures = [
+        load_checkpoint(
+            train_in(tmp_path / str(on), config=TrainConfig(**few, calibrate=on)).path / CHECKPOINT
+        ).temperatures
+        for on in (False, True)
+    ]
+    assert set(temperatures[0].values()) == {1.0}
+    assert set(temperatures[0]) == set(TASKS)
