@@ -12,6 +12,7 @@ from rich.table import Table
 from launch.growth import GrowthRound
 from launch.settings import Settings
 from launch.shared import Shared
+from vlmae.metrics import percentage
 
 SYNTHETIC = "SYNTHETIC media made by a program"
 COMPOSED = "real media with composed labels"
@@ -263,11 +264,6 @@ def _controls_table(summary: Mapping[str, Any]) -> Table:
         cells = (with_interval(metrics[task], "average_precision") for task in tasks)
         table.add_row(name, *cells)
     return table
-
-
-def percentage(value: float | None) -> str:
-    """A share in percent with one decimal; a dash where it is undefined."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def with_interval(metrics: Mapping[str, Any], name: str) -> str:

@@ -19,7 +19,8 @@ from launch.settings import Settings
 from launch.summary import COMPOSED, SYNTHETIC
 from lsb.artifact import Stage
 from vlmae.data.labels import label_matrix
-from vlmae.metrics import bootstrap_seeds
+from vlmae.metrics import bootstrap_seeds, percentage_interval
+from vlmae.parameter_counts import trainable_count
 
 Results = Mapping[str, Sequence[tuple[Stage, Mapping[str, Stage]]]]
 
@@ -29,6 +30,7 @@ def summarise_variants(
     *,
     points: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Mapping[int, float]],
+    chosen: Mapping[str, int],
     results: Results,
     steps: Mapping[str, float],
     clips: Mapping[str, int],
@@ -39,6 +41,7 @@ def summarise_variants(
         settings: of the comparison.
         points: the grid.
         scores: variant -> grid point -> mean average precision on development clips.
+        chosen: variant -> the grid point that it was trained with.
         results: variant -> of every seed the training and its measurements by name.
         steps: variant -> seconds of a step.
         clips: how many were trained on, and how many chose the grid point.
@@ -54,9 +57,9 @@ def summarise_variants(
         "grid": [dict(point) for point in points],
         "variants": {
             name: {
-                "point": max(scores[name], key=lambda p: (scores[name][p], -p)),
+                "point": chosen[name],
                 "development": {str(p): round(v, 4) for p, v in scores[name].items()},
-                "parameters": _parameters(entries[0][0]),
+                "parameters": trainable_count(entries[0][0].counts),
                 "step_ratio": round(steps[name] / steps[reference], 2),
                 "step_ms": round(1e3 * steps[name], 2),
                 "tasks": {task: _task(settings, entries, task) for task in settings.tasks},
@@ -64,10 +67,6 @@ def summarise_variants(
             for name, entries in results.items()
         },
     }
-
-
-def _parameters(trained: Stage) -> int:
-    return sum(n for name, n in trained.counts.items() if name.startswith("trainable: "))
 
 
 def _task(
@@ -111,9 +110,9 @@ def print_variants(summary: Mapping[str, Any], console: Console) -> None:
                 name,
                 f"{entry['parameters']:,}",
                 f"{entry['step_ratio']:.2f}x",
-                _cell(found["recall_at_precision"]),
-                _cell(found["average_precision"]),
-                _cell(found.get("average_precision, shuffled")),
+                percentage_interval(found["recall_at_precision"]),
+                percentage_interval(found["average_precision"]),
+                percentage_interval(found.get("average_precision, shuffled")),
             )
         console.print(table)
     console.print(
@@ -121,10 +120,3 @@ def print_variants(summary: Mapping[str, Any], console: Console) -> None:
         f"{summary['clips']['development']} development clips; step: against "
         f"{summary['step_reference']}, cached tokens"
     )
-
-
-def _cell(metric: Mapping[str, float | None] | None) -> str:
-    if metric is None or metric["value"] is None:
-        return "-"
-    value, low, high = (100 * float(metric[name] or 0.0) for name in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.0f},{high:.0f}]"

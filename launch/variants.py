@@ -190,6 +190,7 @@ def main(config: DictConfig) -> None:
         base,
         points=chosen.points,
         scores=scores,
+        chosen=best,
         results=results,
         steps=step_times(by_row, shared, clips.training, console.log),
         clips={"training": clips.training.num_rows, "development": clips.development.num_rows},

@@ -23,6 +23,7 @@ from vlmae.config import as_dict, build, checked, command
 from vlmae.data.labels import read_labels
 from vlmae.data.token_source import open_source
 from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics
+from vlmae.metrics import percentage, percentage_interval
 from vlmae.settings import prefix_of, prepared_data
 
 
@@ -46,9 +47,9 @@ def tabulate(metrics: Mapping[str, Mapping[str, Any]], target: float) -> Table:
             task,
             str(found["clips"]),
             str(found["positives"]),
-            *(_interval(found[name]) for name in ("recall_at_p80", "average_precision")),
-            *(_percentage(point[name]) for name in ("precision", "recall")),
-            *(_percentage(error[name]) for name in ("before", "after")),
+            *(percentage_interval(found[name]) for name in ("recall_at_p80", "average_precision")),
+            *(percentage(point[name]) for name in ("precision", "recall")),
+            *(percentage(error[name]) for name in ("before", "after")),
         )
     table.caption = (
         f"R@P{percent}: best threshold of these clips; prec, recall: at the one that validation "
@@ -56,17 +57,6 @@ def tabulate(metrics: Mapping[str, Mapping[str, Any]], target: float) -> Table:
     )
     table.caption_justify = "left"
     return table
-
-
-def _percentage(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _interval(metric: Mapping[str, float | None]) -> str:
-    value, low, high = (metric[name] for name in ("value", "low", "high"))
-    if value is None or low is None or high is None:
-        return "-"
-    return f"{100 * value:.1f} [{100 * low:.0f},{100 * high:.0f}]"
 
 
 @command("evaluate")

@@ -28,6 +28,7 @@ from vlmae.data.decode.policy import REVISION as DECODE_REVISION
 from vlmae.data.prefix_cache import Prefix, PrefixConfig
 from vlmae.evaluation import read_metrics
 from vlmae.model_card import Facts, model_card, weights_licences
+from vlmae.parameter_counts import trainable_count
 from vlmae.processors import save_processors
 from vlmae.program import OUTPUTS, PROGRAM, export_program, program_inputs, why_no_program
 from vlmae.towers import Towers, build_towers
@@ -194,7 +195,7 @@ def _facts(
         weights=weights_licences(checkpoint.towers, checkpoint.frozen),
         labels=counts.get("labels", 0),
         epochs=_train_settings(trained).get("epochs"),
-        parameters=sum(n for name, n in counts.items() if name.startswith("trainable: ")),
+        parameters=trainable_count(counts),
         metrics=None if evaluated is None else read_metrics(evaluated),
         target_precision=target,
         data="" if data is None else str(data.manifest["config"].get("name", data.path.name)),

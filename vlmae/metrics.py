@@ -6,6 +6,7 @@ is at least 80 %, 0 if there is none. Equal scores share a threshold: a cut cann
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,19 @@ class OperatingPoint:
     threshold: float
     precision: float
     recall: float
+
+
+def percentage(value: float | None) -> str:
+    """A share in percent with one decimal; a dash where it is undefined."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def percentage_interval(metric: Mapping[str, float | None] | None) -> str:
+    """`Interval.as_dict` in percent, the bounds without decimals; a dash where it is undefined."""
+    value, low, high = (metric[name] if metric else None for name in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{percentage(value)} [{100 * low:.0f},{100 * high:.0f}]"
 
 
 def recall_at_precision(scores: FloatArray, labels: BoolArray, target: float) -> float:
@@ -85,17 +99,9 @@ def bootstrap(
         level: mass inside the interval.
     """
     _check(scores, labels)
-    count = len(scores)
-    generator = np.random.default_rng(seed)
-    weights = np.ones((resamples + 1, count))
-    if count:
-        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
-    values = _weighted(metric, scores, labels, weights, target)
-    drawn = values[1:][~np.isnan(values[1:])]
-    if np.isnan(values[0]) or drawn.size == 0:
-        return Interval(float("nan"), float("nan"), float("nan"))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values[0]), float(low), float(high))
+    return bootstrap_seeds(
+        metric, scores[None], labels, target=target, resamples=resamples, seed=seed, level=level
+    )
 
 
 def bootstrap_seeds(

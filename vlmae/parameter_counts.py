@@ -34,6 +34,11 @@ def part_counts(model: nn.Module) -> dict[str, int]:
     return trainable | {ALL + part: count for part, (_, count) in parts}
 
 
+def trainable_count(counts: Mapping[str, int]) -> int:
+    """How many parameters train, over all parts, from the counts of a train stage."""
+    return sum(count for name, count in counts.items() if name.startswith(TRAINABLE))
+
+
 def part_table(counts: Mapping[str, int]) -> Table:
     """Table of the counts of a train stage, a line a part and one for their sum.
 
