@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lsb.ids import IdArray, from_arrow, sample_ids, to_bytes
 from lsb.search import exact as exact_module
+from lsb.search import knn
 from lsb.search.exact import Hits, SearchConfig, nearest, search
 from lsb.search.rescore import EPSILON, similarity
 from lsb.store import Store
@@ -19,7 +20,7 @@ Make = Callable[..., Store]
 Unit = Callable[..., np.ndarray]
 NONE = sample_ids([])
 
-exact_module.faiss.omp_set_num_threads(1)  # small searches on a shared machine
+knn.faiss.omp_set_num_threads(1)  # small searches on a shared machine
 
 
 def clustered(count: int, dimension: int, copies: int, seed: int) -> np.ndarray:
@@ -197,11 +198,11 @@ def test_ties_at_the_cut_are_decided_by_id_where_plain_faiss_does_not(make_store
     )
     assert hits.table["id"].to_pylist() == sorted(to_bytes(sample_ids(keys)))[:4]
     assert hits.table["saturated"].to_pylist() == [True] * 4
-    proposed = exact_module.faiss.knn(
+    proposed = knn.faiss.knn(
         np.asarray([[1.0, 0.0]], dtype=np.float32),
         vectors,
         4,
-        metric=exact_module.faiss.METRIC_INNER_PRODUCT,
+        metric=knn.faiss.METRIC_INNER_PRODUCT,
     )[1][0]
     plain = sorted(to_bytes(store.ids[proposed]))
     assert plain != hits.table["id"].to_pylist(), "faiss alone would do: the test shows nothing"
