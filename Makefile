@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-data bench-tuning clean
+.PHONY: help setup demo test check format lock bench bench-data bench-search bench-search-full bench-search-scale bench-tuning clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,10 +52,19 @@ lock: $(READY)  ## write requirements/lock.txt from the versions installed now
 	  | grep -viE "$$(sed -nE 's/^([a-z0-9-]+)==.*/^\1==/p' requirements/encoders.txt | paste -sd'|')" \
 	  > requirements/lock.txt
 
-bench: bench-data bench-tuning  ## all benchmarks
+bench: bench-data bench-search bench-tuning  ## all benchmarks
 
 bench-data: $(READY) $(BENCH_READY)  ## ratio tables of the data plane (docs/performance.md); BENCH_ARGS="decode --quick"
 	@$(BIN)/python -m benchmarks.data $(BENCH_ARGS)
+
+bench-search: $(READY)  ## exact search against faiss.knn and inverted files: runs/bench/search.json
+	@$(BIN)/python -m benchmarks.search $(BENCH_ARGS)
+
+bench-search-full: $(READY)  ## the same against HNSW, ScaNN, usearch, LanceDB, autofaiss (hours)
+	@$(BIN)/python -m benchmarks.search.full $(BENCH_ARGS)
+
+bench-search-scale: $(READY)  ## 20M vectors: predicted against measured time and memory
+	@$(BIN)/python -m benchmarks.search_scale $(BENCH_ARGS)
 
 bench-tuning: $(READY)  ## last-2-blocks tuning from the cache against live (docs/performance.md)
 	@$(BIN)/python -m benchmarks.tuning $(BENCH_ARGS)

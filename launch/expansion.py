@@ -16,6 +16,8 @@ from lsb.artifact import Counts, Part, Stage, fingerprint, read_json, run_stage,
 from lsb.expand import ExpandConfig, expand
 from lsb.ids import IdArray
 from lsb.labelled import PROBABILITY, Labelled
+from lsb.search.config import NOT_HASHED, SearchConfig
+from lsb.search.faiss_index import open_index
 from lsb.store import Store
 
 EXPANSION_FILES = (
@@ -25,6 +27,8 @@ EXPANSION_FILES = (
     "dropped.parquet",
     "threshold.json",
 )
+RECALL_FILE = "recall.json"
+"""Written beside them where the search is approximate: what it found of the exact result."""
 
 
 def expand_stage(
@@ -37,6 +41,7 @@ def expand_stage(
     config: ExpandConfig,
     round: int,
     exclude: IdArray,
+    index: Stage | None = None,
 ) -> Stage:
     """Choose the clips of one round, or reuse an equal choice.
 
@@ -49,25 +54,52 @@ def expand_stage(
         config: acquisition, seeds, LT, search, selection.
         round: number of the round whose labels are chosen.
         exclude: ids of clips that are labelled.
+        index: of the pool, where the search is approximate.
 
     Returns:
-        A stage with the files `EXPANSION_FILES`, see `lsb.expand.Expansion`.
+        A stage with the files `EXPANSION_FILES`, see `lsb.expand.Expansion`, and `RECALL_FILE`
+        where the search is approximate.
     """
+    approximate = {} if index is None else {"index": index.content}
     work = partial(
-        _write_expansion, pool.path, gold.path, gold_labels, thresholds, config, round, exclude
+        _write_expansion,
+        pool.path,
+        gold.path,
+        None if index is None else index.path,
+        gold_labels,
+        thresholds,
+        config,
+        round,
+        exclude,
     )
     return run_stage(
         root,
         "expand",
-        config={"expand": asdict(config), "round": round, "thresholds": dict(thresholds)},
+        config={
+            "expand": _identity(config),
+            "round": round,
+            "thresholds": dict(thresholds),
+        },
         inputs={
             "pool": pool.content,
             "gold": gold.content,
             "labelled": fingerprint(sample_ids.to_hex(exclude)),
             "gold labels": fingerprint(gold_labels.to_pylist()),
+            **approximate,
         },
-        parts=[Part("candidates", EXPANSION_FILES, work)],
+        parts=[
+            Part("candidates", (*EXPANSION_FILES, *([RECALL_FILE] if index else [])), work),
+        ],
     )
+
+
+def _identity(config: ExpandConfig) -> dict[str, Any]:
+    """What of the settings can change a result; of an index everything may."""
+    values = asdict(config)
+    if type(config.search) is SearchConfig:
+        for name in NOT_HASHED:
+            del values["search"][name]
+    return values
 
 
 def read_threshold(stage: Stage) -> dict[str, Any] | None:
@@ -79,6 +111,7 @@ def read_threshold(stage: Stage) -> dict[str, Any] | None:
 def _write_expansion(
     pool: Path,
     gold: Path,
+    index: Path | None,
     labels: pa.Table,
     thresholds: Mapping[str, float],
     config: Any,
@@ -87,16 +120,27 @@ def _write_expansion(
     output: Path,
 ) -> Counts:
     """Expand over the pool's store and write every table of the answer."""
-    gold_store = Store.open(gold)
+    gold_store = Store.open(gold, verify=True)
     ids = sample_ids.from_arrow(labels["id"])
     columns = [PROBABILITY + task for task in thresholds]
     scored = gold_store.take(ids, columns)
     for name in columns:
         labels = labels.append_column(name, scored[name].cast(pa.float64()))
     labelled = Labelled.from_table(labels, gold_store.vectors(ids), thresholds)
-    expansion = expand(Store.open(pool), labelled, config, round=number, exclude=exclude)
+    store = Store.open(pool, verify=True)
+    expansion = expand(
+        store,
+        labelled,
+        config,
+        round=number,
+        exclude=exclude,
+        index=None if index is None else open_index(index, store),
+    )
     for name in ("candidates", "seeds", "hits", "dropped"):
         pq.write_table(getattr(expansion, name), output / f"{name}.parquet")
     threshold = asdict(expansion.threshold) if expansion.threshold else None
     write_json(output / "threshold.json", {"threshold": threshold, "refusal": expansion.refusal})
+    if index is not None:
+        found = expansion.approximate
+        write_json(output / RECALL_FILE, None if found is None else found.evidence())
     return expansion.counts

@@ -27,7 +27,10 @@ from lsb.annotate.oracle import Oracle
 from lsb.artifact import Counts, Part, Stage, run_stage
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
+from lsb.search.faiss_config import FaissConfig
+from lsb.search.faiss_index import build_index, train_index
 from lsb.selection import CHOSEN
+from lsb.store import Store
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.tombstones import without_tombstones
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused
@@ -209,6 +212,7 @@ def _expand(
             config=settings.expand,
             round=number,
             exclude=ledger.labelled_ids(number - 1),
+            index=_index(settings, pool, clock),
         ),
     )
     return _Brought(
@@ -218,6 +222,16 @@ def _expand(
         read_threshold(stage),
         stage.counts,
     )
+
+
+def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:
+    """The index of the pool, where a search is to be approximate."""
+    search = settings.expand.search
+    if not isinstance(search, FaissConfig) or not settings.expand.broadening.total:
+        return None
+    store = Store.open(pool.path, verify=False)
+    clock.run("index", partial(train_index, settings.stages, store, search))
+    return clock.run("index", partial(build_index, settings.stages, store, search))
 
 
 def _embed(settings: Settings, shared: Shared, trained: Stage, split: str) -> Stage:

@@ -12,7 +12,9 @@ from typing_extensions import TypedDict
 
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
-from lsb.search.exact import SearchConfig
+from lsb.search.config import NOT_HASHED as SEARCH_NOT_HASHED
+from lsb.search.config import SearchConfig
+from lsb.search.faiss_config import FaissConfig
 from lsb.selection import SelectionConfig
 from lsb.threshold import ThresholdConfig
 from vlmae.config import as_dict, build, checked
@@ -36,6 +38,7 @@ NOT_IDENTITY_OF = {
     "variants": ("processes",),
     "loader": ("workers", "prefetch"),
     "trainer": NOT_HASHED,
+    "search": SEARCH_NOT_HASHED,
 }
 
 
@@ -182,12 +185,19 @@ class Settings:
                 acquisition=acquisition,
                 broadening=build("broadening", BroadeningConfig, values["broadening"]),
                 threshold=build("threshold", ThresholdConfig, values["threshold"]),
-                search=build("search", SearchConfig, values["search"]),
+                search=_search(values["search"]),
                 selection=build("selection", SelectionConfig, values["selection"]),
             ),
             oracle=checked("oracle", OracleOptions, values["oracle"]),
             identity=_identity(values),
         )
+
+
+def _search(values: dict[str, Any]) -> SearchConfig:
+    """An exact search, or an approximate one where an index is named."""
+    if "factory" in values:
+        return build("search", FaissConfig, values)
+    return build("search", SearchConfig, values)
 
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from lsb.files import (
     write_bytes,
     write_json,
 )
+from lsb.manifest import FILE, VERSION, absent_manifest, make_manifest, parse_manifest
 from lsb.parts import (
     Counts,
     OnPart,
@@ -73,9 +74,6 @@ __all__ = [
     "write_bytes",
     "write_json",
 ]
-
-FORMAT = "vlmae-stage"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -333,19 +331,9 @@ def open_stage(path: Path, *, verify: bool = True, reused: bool = True) -> Stage
     Raises:
         StageError: it is absent, of another format or version, or a file is missing or altered.
     """
-    if not (path / "manifest.json").is_file():
-        raise StageError(
-            f"{path} has no manifest.json: it is not a finished stage; run the stage again"
-        )
-    manifest = read_json(path / "manifest.json")
-    if not isinstance(manifest, dict) or not {"parts", "content", "counts"} <= set(manifest):
-        raise StageError(f"{path}/manifest.json is not a stage's: delete {path} and run again")
-    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise StageError(
-            f"{path} has format {manifest.get('format')!r} version {manifest.get('version')!r}, "
-            "this "
-            f"release reads {FORMAT!r} version {VERSION}: delete the folder and run the stage again"
-        )
+    if not (path / FILE).is_file():
+        raise absent_manifest(str(path))
+    manifest = parse_manifest((path / FILE).read_bytes(), str(path))
     if verify:
         for part in manifest["parts"].values():
             for name, recorded in part["files"].items():
@@ -396,30 +384,12 @@ def _manifest(
     digest: str, key: Mapping[str, Any], parts: Sequence[Part], partial: Path
 ) -> dict[str, Any]:
     recorded: dict[str, Any] = {}
-    totals: Counts = {}
-    content = hashlib.sha256()
     for part in parts:
         record = read_json(partial / "parts" / f"{part.name}.json")
         recorded[part.name] = {"files": record["files"], "counts": record["counts"]}
         if part.key is not None:
             recorded[part.name]["key"] = part.key
-        for name, count in record["counts"].items():
-            totals[name] = totals.get(name, 0) + count
-        for name, entry in record["files"].items():
-            content.update(f"{name}\0{entry['sha256']}\n".encode())
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "stage": key["stage"],
-        "hash": digest,
-        "content": content.hexdigest()[:32],
-        "counts": totals,
-        "code": key["code"],
-        "inputs": key["inputs"],
-        "config": key["config"],
-        "versions": versions(),
-        "parts": recorded,
-    }
+    return make_manifest(digest, key, recorded)
 
 
 def _read_seconds(folder: Path) -> float:

@@ -25,6 +25,9 @@ from lsb.ids import IdArray, from_arrow, to_bytes
 from lsb.labelled import PROBABILITY, Labelled
 from lsb.order import descending, member
 from lsb.search.exact import HITS, Hits, SearchConfig, nearest, search
+from lsb.search.faiss_config import FaissConfig
+from lsb.search.faiss_index import FaissIndex
+from lsb.search.faiss_search import ApproximateHits, search_with_index
 from lsb.selection import SelectionConfig, select
 from lsb.store import Store
 from lsb.threshold import (
@@ -61,7 +64,8 @@ class AcquisitionConfig:
 
 @dataclass(frozen=True)
 class ExpandConfig:
-    """All of one round. Fields are the config groups of the same names."""
+    """All of one round. Fields are the config groups of the same names; a `FaissConfig` as `search`
+    makes the search approximate."""
 
     acquisition: AcquisitionConfig = field(default_factory=AcquisitionConfig)
     broadening: BroadeningConfig = field(default_factory=BroadeningConfig)
@@ -81,6 +85,7 @@ class Expansion:
         dropped: schema `lsb.selection.DROPPED`.
         threshold: LT, or None without broadening or without LT.
         refusal: why calibration was refused, where a fallback was used instead.
+        approximate: the hits of an approximate search with their measured recall; None for exact.
         counts: pool, excluded, seeds_<kind>, hits, asked_again, saturated, and those of
             `lsb.selection.Selection`.
     """
@@ -92,6 +97,7 @@ class Expansion:
     threshold: LookalikeThreshold | None
     refusal: str | None
     counts: dict[str, int]
+    approximate: ApproximateHits | None = None
 
 
 def expand(
@@ -101,6 +107,7 @@ def expand(
     *,
     round: int,
     exclude: IdArray,
+    index: FaissIndex | None = None,
 ) -> Expansion:
     """Choose the clips to annotate in one round.
 
@@ -112,9 +119,11 @@ def expand(
         round: number of the round; changes what chance draws.
         exclude: ids that may not be chosen (all that are labelled, and test clips). The ids of
             `labelled` are added.
+        index: of the pool, where the search is approximate.
 
     Raises:
-        ValueError: LT cannot be calibrated and there is no fallback, or inputs do not fit.
+        ValueError: LT cannot be calibrated and there is no fallback, the search is approximate and
+            has no index or misses its recall, or inputs do not fit.
     """
     if labelled is not None:
         exclude = np.concatenate([exclude, labelled.ids])
@@ -137,14 +146,8 @@ def expand(
     if seeds.num_rows:
         threshold, refusal = _threshold(labelled, config)
         seed_ids, vectors_QD = _seed_vectors(seeds, store, labelled)
-        hits = search(
-            seed_ids,
-            vectors_QD,
-            store,
-            config.search,
-            lookalike_threshold=None if threshold is None else threshold.value,
-            exclude=exclude,
-        )
+        value = None if threshold is None else threshold.value
+        hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude)
     selection = select(
         seeds,
         hits.table,
@@ -171,6 +174,42 @@ def expand(
         threshold=threshold,
         refusal=refusal,
         counts=counts | selection.counts,
+        approximate=hits if isinstance(hits, ApproximateHits) else None,
+    )
+
+
+def _search(
+    seed_ids: IdArray,
+    seeds_QD: npt.NDArray[np.float32],
+    store: Store,
+    index: FaissIndex | None,
+    config: SearchConfig,
+    lookalike_threshold: float | None,
+    exclude: IdArray,
+) -> Hits:
+    """Hits of the exact search, or of the approximate one where the config is of that."""
+    if not isinstance(config, FaissConfig):
+        return search(
+            seed_ids,
+            seeds_QD,
+            store,
+            config,
+            lookalike_threshold=lookalike_threshold,
+            exclude=exclude,
+        )
+    if index is None:
+        raise ValueError(
+            "search=faiss needs an index of the pool: give the one of "
+            "lsb.search.faiss_index.open_index, or set search=exact"
+        )
+    return search_with_index(
+        seed_ids,
+        seeds_QD,
+        store,
+        index,
+        config,
+        lookalike_threshold=lookalike_threshold,
+        exclude=exclude,
     )
 
 
@@ -225,6 +264,7 @@ def _calibrated(labelled: Labelled | None, config: ExpandConfig) -> LookalikeThr
         SearchConfig(threshold.neighbours, threshold.neighbours),
         lookalike_threshold=None,
         exclude=labelled.ids[:0],
+        rows=len(labelled.ids),
     )
     pairs = labelled_pairs(
         hits.table, seeds, labelled, lookalike=threshold.lookalike, band=threshold.band
@@ -250,7 +290,7 @@ def _seed_vectors(
         if labelled.vectors.shape[1] != store.dimension:
             raise ValueError(
                 f"labelled clips have vectors of dimension {labelled.vectors.shape[1]}, store "
-                f"{store.path} of {store.dimension}: embed both with the same checkpoint"
+                f"{store.place} of {store.dimension}: embed both with the same checkpoint"
             )
         row = {name: index for index, name in enumerate(to_bytes(labelled.ids))}
         gold = np.asarray([name in row for name in to_bytes(ids)], dtype=np.bool_)

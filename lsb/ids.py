@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 ID_BYTES = 16
 ID_TYPE = pa.binary(ID_BYTES)
@@ -60,13 +61,64 @@ def from_hex(ids: Iterable[str]) -> IdArray:
 
 def to_arrow(ids: IdArray) -> pa.Array[Any]:
     """Ids as a pyarrow column of 16 fixed bytes."""
-    return pa.array(to_bytes(ids), type=ID_TYPE)
+    packed = np.ascontiguousarray(ids, dtype=f"S{ID_BYTES}")
+    # A copy: a column must not change with the array that it was made from.
+    buffers = [None, pa.py_buffer(packed.tobytes())]
+    return pa.Array.from_buffers(ID_TYPE, packed.size, buffers)
 
 
 def from_arrow(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> IdArray:
-    """Inverse of `to_arrow`."""
-    values: list[Any] = column.to_pylist()
-    return from_bytes(values)
+    """Inverse of `to_arrow`; also reads columns of variable bytes. One chunk is not copied.
+
+    Raises:
+        ValueError: a value is null or not 16 bytes long, or the column holds no bytes.
+    """
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    start, views = 0, []
+    for chunk in chunks:
+        if len(chunk):
+            views.append(_packed(chunk, start))
+        start += len(chunk)
+    if not views:
+        return np.empty(0, dtype=f"S{ID_BYTES}")
+    if len(views) == 1:
+        return views[0]
+    # As numbers: numpy joins strings six times slower.
+    whole: IdArray = np.concatenate([view.view(np.uint8) for view in views]).view(f"S{ID_BYTES}")
+    return whole
+
+
+def _packed(chunk: Any, start: int) -> IdArray:
+    """The bytes of one chunk that is not empty, whose first row has the number `start`."""
+    if chunk.null_count:
+        row = start + int(pc.index(chunk.is_null(), True).as_py())
+        raise ValueError(
+            f"a column of ids has {chunk.null_count} nulls, the first in row {row}: every clip has "
+            "an id; write the table with lsb.ids.to_arrow"
+        )
+    if pa.types.is_dictionary(chunk.type):
+        return _packed(chunk.dictionary_decode(), start)
+    if pa.types.is_fixed_size_binary(chunk.type):
+        width, first = chunk.type.byte_width, chunk.offset * chunk.type.byte_width
+        data = chunk.buffers()[1]
+    elif pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type):
+        lengths = pc.binary_length(chunk).to_numpy(zero_copy_only=False)
+        other = np.flatnonzero(lengths != ID_BYTES)
+        width = int(lengths[other[0]]) if other.size else ID_BYTES
+        chunk = chunk.slice(int(other[0])) if other.size else chunk
+        offset_type = np.int32 if pa.types.is_binary(chunk.type) else np.int64
+        offsets = np.frombuffer(chunk.buffers()[1], dtype=offset_type)
+        first, data = int(offsets[chunk.offset]), chunk.buffers()[2]
+    else:
+        raise ValueError(
+            f"a column of ids is {chunk.type}, expected {ID_TYPE}: write the table with "
+            "lsb.ids.to_arrow"
+        )
+    if width != ID_BYTES:
+        value = b"" if data is None else data.to_pybytes()[first : first + width]
+        raise ValueError(f"an id has {width} bytes, expected {ID_BYTES}: {value.hex()}")
+    ids: IdArray = np.frombuffer(data, dtype=f"S{ID_BYTES}", count=len(chunk), offset=first)
+    return ids
 
 
 def texts(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> list[str]:
@@ -81,13 +133,30 @@ def require_unique(ids: IdArray, keys: Sequence[str] | None = None) -> None:
         ValueError: names the first duplicate (its key where `keys` is given) and how many there
             are.
     """
-    values, first, counts = np.unique(ids, return_index=True, return_counts=True)
-    duplicated = np.flatnonzero(counts > 1)
-    if duplicated.size == 0:
+    positions = duplicate_positions(ids)
+    if positions.size == 0:
         return
-    index = int(first[duplicated[0]])
+    values, first = np.unique(ids[positions], return_index=True)
+    index = int(positions[first[0]])
     name = keys[index] if keys is not None else to_hex(ids[index : index + 1])[0]
+    different = len(ids) - positions.size + values.size
     raise ValueError(
-        f"{duplicated.size} of {values.size} ids occur more than once, first {name!r}: every clip "
+        f"{values.size} of {different} ids occur more than once, first {name!r}: every clip "
         "key must be unique in a data set; rename or drop the copies"
     )
+
+
+def duplicate_positions(ids: IdArray) -> npt.NDArray[np.intp]:
+    """Ascending positions of all ids that occur more than once.
+
+    Ids are hashes, so that equal first halves are rare unless the ids are equal: sorting integers
+    settles nearly all of them, at a twentieth of what sorting bytes costs.
+    """
+    half = np.ascontiguousarray(ids, dtype=f"S{ID_BYTES}").view(np.uint64).reshape(-1, 2)[:, 0]
+    ordered = np.sort(half)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if repeated.size == 0:
+        return np.empty(0, dtype=np.intp)
+    near = np.flatnonzero(np.isin(half, repeated))
+    _, inverse, counts = np.unique(ids[near], return_inverse=True, return_counts=True)
+    return np.asarray(near[counts[inverse] > 1], dtype=np.intp)

@@ -29,7 +29,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 def test_wheel_holds_the_packages_and_the_whole_config_tree(wheel: set[str]) -> None:
     for path in REPOSITORY.glob("conf/**/*.yaml"):
         assert f"vlmae/{path.relative_to(REPOSITORY)}" in wheel
-    assert {"vlmae/model.py", "lsb/store.py", "launch/round.py"} <= wheel
+    assert {"vlmae/model.py", "lsb/store/store.py", "launch/round.py"} <= wheel
+    assert {f"lsb/search/kernel/{name}" for name in ("scan.cpp", "encode.h", "simd.h")} <= wheel
     assert not [name for name in wheel if name.startswith(("tests/", "conf/", "runs/"))]
 
 
@@ -48,5 +49,6 @@ def test_imports_go_down_only(package: str) -> None:
 
 def test_every_module_is_under_six_hundred_lines() -> None:
     for package in ("lsb", "vlmae", "launch"):
-        for path in (REPOSITORY / package).rglob("*.py"):
+        sources = (REPOSITORY / package).rglob("*.*")
+        for path in (path for path in sources if path.suffix in (".py", ".cpp", ".h")):
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, path

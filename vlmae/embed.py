@@ -3,52 +3,30 @@
 `kind=fused checkpoint=<folder of a train stage>` embeds with a checkpoint and scores every task.
 Reads a finished cache of the frozen tokens where there is one, else the media. Killed and started
 again it goes on; when shards are added only those are embedded. Several processes, on one machine
-or many, share the shards with `share=[0,4]`, `share=[1,4]` and so on.
+or many, share the shards with `share=[0,4]`, `share=[1,4]` and so on. With `embed.seeds=...
+embed.lt=0.8` each shard is searched for lookalikes of seeds while it is embedded (docs/search.md).
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lsb import ids as sample_ids
 from lsb.artifact import open_stage
-from lsb.ids import IdArray
 from lsb.kept import keep
+from lsb.search.seed_files import read_ids
 from vlmae.config import as_dict, build, checked, command
 from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import open_source
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled
+from vlmae.seed_search import SeedConfig, make_hits
 from vlmae.settings import prefix_of, prepared_data, progress_line, share_of
 
 KINDS = ("pooled", "fused")
-
-
-def wanted_ids(path: str | None) -> IdArray | None:
-    """Ids of the clips that a file names: a parquet table with `key`, or a text with a key a line.
-
-    Raises:
-        ValueError: the file is absent, or has no key.
-    """
-    if path is None:
-        return None
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"embed.only is {path}, which is no file: give one with clip keys")
-    if file.suffix == ".parquet":
-        names = pq.read_schema(file).names
-        if "key" not in names:
-            raise ValueError(f"{path} has columns {names}, none is 'key'")
-        keys = sample_ids.texts(pq.read_table(file, columns=["key"])["key"])
-    else:
-        keys = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    if not keys:
-        raise ValueError(f"{path} names no clip")
-    return sample_ids.sample_ids(sorted(set(keys)))
 
 
 @command("embed")
@@ -59,25 +37,29 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"kind is {values['kind']!r}: use {' or '.join(KINDS)}")
     root = Path(config.runs) / "stages"
     console = Console(log_path=False)
+    asked = {field.name for field in fields(SeedConfig)} & set(values["embed"])
+    seeds = build("embed", SeedConfig, {name: values["embed"][name] for name in asked})
     settings = build(
         "embed",
         EmbedConfig,
         {
-            **values["embed"],
+            **{name: value for name, value in values["embed"].items() if name not in asked},
             "share": share_of(values),
             "skip_limit": values["prefix"]["skip_limit"],
         },
     )
     data = require_redacted(root, prepared_data(values, root))
+    search = seeds.open(settings.threads)
     source = open_source(root, prefix_of(values, data), console.log)
     show = progress_line(console, "clips", "rows")
     if values["kind"] == "pooled":
-        stage = embed_pooled(root, source, settings, show)
+        stage = embed_pooled(root, source, settings, show, search)
     else:
         folder = checked("checkpoint", str | None, values["checkpoint"])
         if not folder:
             raise ValueError("checkpoint is not set: give the folder of a finished train stage")
         scoring = values["scoring"]
+        only = checked("scoring.only", str | None, scoring["only"])
         stage = embed_fused(
             root,
             source,
@@ -87,9 +69,10 @@ def main(config: DictConfig) -> None:
                 inputs=checked("scoring.inputs", str, scoring["inputs"]),
                 seed=checked("scoring.seed", int, scoring["seed"]),
                 dropout_samples=checked("scoring.dropout_samples", int, scoring["dropout_samples"]),
-                only=wanted_ids(checked("scoring.only", str | None, scoring["only"])),
+                only=None if only is None else read_ids(Path(only), "scoring.only"),
             ),
             show,
+            search,
         )
     if stage is None:
         console.print("this share is done; the store is finished by whoever makes its last shard")
@@ -102,6 +85,10 @@ def main(config: DictConfig) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if search is not None:
+        hits = keep(root, make_hits(root, stage, search, seeds.keep), "vlmae.embed")
+        told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in hits.counts.items())
+        console.print(f"{hits.path}: {told}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

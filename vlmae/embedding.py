@@ -3,7 +3,8 @@
 Two kinds (design, contract 3). `pooled`: mean tokens of the frozen towers, computed once for every
 clip; when shards are added, the parts of the others are linked. `fused`: the joint vector of one
 checkpoint with the predictions of every head, for the clips that a round scores. Shards are
-independent of each other: any number of processes share them and none waits for another.
+independent of each other: any number of processes share them and none waits for another. Given
+seeds, each shard is searched while its vectors are at hand, and its part holds the lists too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,8 @@ import torch
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, OnPart, Part, Stage, fingerprint, work_on_stage
 from lsb.ids import IdArray
-from lsb.store import DTYPES, ROW_FIELDS, part_files, write_part
+from lsb.search.codes import write_codes
+from lsb.store import CODES_ENDING, DTYPES, ROW_FIELDS, part_files, write_part
 from vlmae.calibration import Calibration
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.prefix_cache import require_few_skipped
@@ -33,6 +36,9 @@ from vlmae.devices import check_accelerator, device_of
 from vlmae.part_keys import embed_key
 from vlmae.prediction import Predictions, predict, prediction_columns
 from vlmae.towers import build_suffix, build_towers
+
+if TYPE_CHECKING:  # faiss is needed only where there are seeds
+    from lsb.search.streaming import SeedSearch
 
 REVISION = 2
 CLIPS_AT_A_TIME = 64
@@ -50,6 +56,7 @@ class EmbedConfig:
         share: number and count of independent processes that share the shards.
         skip_limit: largest share of undecodable clips.
         accelerator: "cpu" or "gpu", where blocks behind the cut, fusion and heads run.
+        codes: also keep int8 codes of the vectors, which spare a search most of its reading.
     """
 
     split: str
@@ -59,6 +66,7 @@ class EmbedConfig:
     share: tuple[int, int] = (0, 1)
     skip_limit: float = 1.0
     accelerator: str = "cpu"
+    codes: bool = False
 
     def __post_init__(self) -> None:
         check_accelerator(self.accelerator, "embed.accelerator")
@@ -98,7 +106,11 @@ Make = Callable[[str, Path], Counts]
 
 
 def embed_pooled(
-    root: Path, source: TokenSource, config: EmbedConfig, on_part: OnPart | None = None
+    root: Path,
+    source: TokenSource,
+    config: EmbedConfig,
+    on_part: OnPart | None = None,
+    search: SeedSearch | None = None,
 ) -> Stage | None:
     """Embed a split with the frozen towers into a store of kind "pooled".
 
@@ -110,6 +122,7 @@ def embed_pooled(
         source: frozen tokens.
         config: split, dtype, parallelism.
         on_part: called after every shard.
+        search: made of every shard while it is embedded; part of the stage's hash.
 
     Returns:
         A stage that `lsb.store.Store.open` reads; None while shards of other shares are missing.
@@ -117,8 +130,8 @@ def embed_pooled(
     Raises:
         ValueError: the data set has no such split, or too many clips cannot be decoded.
     """
-    work = partial(_embed_pooled_shard, source, config)
-    return _embed(root, source, config, "pooled", {}, {}, work, on_part)
+    work = partial(_embed_pooled_shard, source, config, search)
+    return _embed(root, source, config, "pooled", {}, {}, work, on_part, search)
 
 
 def embed_fused(
@@ -128,6 +141,7 @@ def embed_fused(
     config: EmbedConfig,
     scoring: Scoring | None = None,
     on_part: OnPart | None = None,
+    search: SeedSearch | None = None,
 ) -> Stage | None:
     """Embed a split with a checkpoint into a store of kind "fused".
 
@@ -138,6 +152,7 @@ def embed_fused(
         config: split, dtype, parallelism.
         scoring: which clips, with which inputs, and how often with dropout.
         on_part: called after every shard.
+        search: made of every shard while it is embedded; part of the stage's hash.
 
     Returns:
         A stage that `lsb.store.Store.open` reads: L2-normalised vectors of the fused embedding;
@@ -157,9 +172,9 @@ def embed_fused(
         "dropout_samples": scoring.dropout_samples,
         "only": None if scoring.only is None else fingerprint(sample_ids.to_hex(scoring.only)),
     }
-    work = partial(_embed_fused_shard, source, config, trained.path / CHECKPOINT, scoring)
+    work = partial(_embed_fused_shard, source, config, trained.path / CHECKPOINT, scoring, search)
     inputs = {"train": trained.content}
-    return _embed(root, source, config, "fused", settings, inputs, work, on_part)
+    return _embed(root, source, config, "fused", settings, inputs, work, on_part, search)
 
 
 def _embed(
@@ -171,6 +186,7 @@ def _embed(
     inputs: dict[str, str],
     make: Make,
     on_part: OnPart | None,
+    search: SeedSearch | None,
 ) -> Stage | None:
     shards = source.shards_of(config.split)
     if not shards:
@@ -179,6 +195,10 @@ def _embed(
     hashed = {"kind": kind, "dtype": config.dtype, "threads": config.threads, **settings}
     if config.accelerator != "cpu":
         hashed["accelerator"] = config.accelerator
+    if config.codes:
+        hashed["codes"] = True
+    if search is not None:
+        hashed["search"] = search.key
     stage = work_on_stage(
         root,
         "embed",
@@ -187,7 +207,11 @@ def _embed(
         parts=[
             Part(
                 shard,
-                (*part_files(shard), f"{shard}.quarantine.parquet"),
+                (
+                    *part_files(shard, config.codes),
+                    f"{shard}.quarantine.parquet",
+                    *(search.files(shard) if search is not None else ()),
+                ),
                 partial(make, shard),
                 key=embed_key(hashed, inputs, source.shard_key(shard), shard, REVISION),
             )
@@ -205,7 +229,11 @@ def _embed(
 
 
 def _embed_pooled_shard(
-    source: TokenSource, config: EmbedConfig, shard: str, output: Path
+    source: TokenSource,
+    config: EmbedConfig,
+    search: SeedSearch | None,
+    shard: str,
+    output: Path,
 ) -> Counts:
     torch.set_num_threads(config.threads)
     table, rows, quarantine = source.shard(shard)
@@ -224,7 +252,8 @@ def _embed_pooled_shard(
     towers = build_towers(source.towers["vl"], source.towers["audio"])
     empty = np.zeros((0, sum(widths(towers.streams).values())), np.float32)
     vectors = np.concatenate([empty, *pieces])
-    return _write(output, shard, vectors, _clips(table, rows), quarantine, config, "pooled")
+    clips = _clips(table, rows)
+    return _write(output, shard, vectors, clips, quarantine, config, "pooled", search)
 
 
 def _embed_fused_shard(
@@ -232,6 +261,7 @@ def _embed_fused_shard(
     config: EmbedConfig,
     path: Path,
     scoring: Scoring,
+    search: SeedSearch | None,
     shard: str,
     output: Path,
 ) -> Counts:
@@ -250,7 +280,8 @@ def _embed_fused_shard(
     tasks = checkpoint.model.tasks
     clips = prediction_columns(_clips(table, rows), tasks, predictions)
     clips = _logit_columns(clips, tasks, predictions)
-    return _write(output, shard, predictions.embedding, clips, quarantine, config, "fused")
+    embedding = predictions.embedding
+    return _write(output, shard, embedding, clips, quarantine, config, "fused", search)
 
 
 def _logit_columns(clips: pa.Table, tasks: list[str], predictions: Predictions) -> pa.Table:
@@ -278,10 +309,15 @@ def _write(
     quarantine: pa.Table,
     config: EmbedConfig,
     kind: str,
+    search: SeedSearch | None,
 ) -> Counts:
     pq.write_table(quarantine, output / f"{shard}.quarantine.parquet")
     unit = _unit(vectors).astype(config.dtype)
     counts = write_part(output, shard, unit, clips, kind=kind)
+    if config.codes:
+        write_codes(output / f"{shard}{CODES_ENDING}", unit)
+    if search is not None:  # in the vectors as they are stored
+        search.write(output, shard, sample_ids.from_arrow(clips["id"]), unit)
     reasons = Counter(f"skipped: {reason}" for reason in quarantine["reason"].to_pylist())
     return {**counts, "skipped": quarantine.num_rows, **reasons}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOT_HASHED = ("rows_per_block", "backend", "threads", "device")
+"""Settings of an exact search that change no bit of its result."""
 BACKENDS = ("auto", "avx512", "avx2", "int_mm", "knn")
 
 

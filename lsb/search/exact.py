@@ -7,13 +7,15 @@ implementation gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
 from lsb.ids import IdArray
 from lsb.order import member
-from lsb.search.ask import HITS, Hits, ask, seeds_of
-from lsb.search.backends import open_scan
+from lsb.search.ask import HITS, Gather, Hits, ask, seeds_of
+from lsb.search.backends import Sample, open_scan, store_sample
+from lsb.search.codes import PartCodes
 from lsb.search.config import SearchConfig
 from lsb.search.lists import FloatArray, NeighbourLists
 from lsb.search.scan import Block, Seeds
@@ -58,7 +60,8 @@ def search(
             yield from part_blocks(part, first_row, config.rows_per_block, excluded)
             first_row += part.rows
 
-    return _ask(seed_ids, seeds_QD, blocks, config, lookalike_threshold)
+    gather = gather_blocks(blocks, config, len(store), partial(store_sample, store))
+    return _ask(seed_ids, seeds_QD, gather, config, lookalike_threshold)
 
 
 def nearest(
@@ -69,8 +72,12 @@ def nearest(
     *,
     lookalike_threshold: float | None,
     exclude: IdArray,
+    rows: int | None = None,
 ) -> Hits:
-    """As `search`, over anything that yields (ids (n,), vectors (n, D)) each time it is called."""
+    """As `search`, over anything that yields (ids (n,), vectors (n, D)) each time it is called.
+
+    `rows` says how many there will be, where that is known: few are compared without codes.
+    """
     excluded = np.unique(exclude)
 
     def numbered() -> Iterator[Block]:
@@ -79,7 +86,9 @@ def nearest(
             yield Block(ids, vectors_ND, first_row, _excluded(ids, excluded))
             first_row += len(ids)
 
-    return _ask(seed_ids, seeds_QD, numbered, config, lookalike_threshold)
+    return _ask(
+        seed_ids, seeds_QD, gather_blocks(numbered, config, rows), config, lookalike_threshold
+    )
 
 
 def require_dimension(seeds_QD: FloatArray, store: Store) -> None:
@@ -90,7 +99,7 @@ def require_dimension(seeds_QD: FloatArray, store: Store) -> None:
     """
     if seeds_QD.ndim != 2 or seeds_QD.shape[1] != store.dimension:
         raise ValueError(
-            f"seeds have shape {seeds_QD.shape} but store {store.path} has dimension "
+            f"seeds have shape {seeds_QD.shape} but store {store.place} has dimension "
             f"{store.dimension}: embed the seeds with the checkpoint of the store"
         )
 
@@ -107,18 +116,37 @@ def part_blocks(
         excluded: ascending ids that must not be found.
     """
     ids, vectors_ND = part.ids(), part.vectors()
+    codes = None
+    if part.codes_path is not None:
+        codes = PartCodes.open(part.codes_path, part.vectors_path)
     for start in range(0, part.rows, rows_per_block):
-        rows = slice(start, min(start + rows_per_block, part.rows))
-        yield Block(ids[rows], vectors_ND[rows], first_row + start, _excluded(ids[rows], excluded))
+        end = min(start + rows_per_block, part.rows)
+        yield Block(
+            ids[start:end],
+            vectors_ND[start:end],
+            first_row + start,
+            _excluded(ids[start:end], excluded),
+            None if codes is None else partial(codes.block, start, end),
+        )
 
 
 def gather_blocks(
-    blocks: Callable[[], Iterable[Block]], config: SearchConfig
-) -> Callable[[Seeds, int, float], NeighbourLists]:
-    """A `Gather` that compares all blocks in this process."""
+    blocks: Callable[[], Iterable[Block]],
+    config: SearchConfig,
+    rows: int | None = None,
+    sample: Sample | None = None,
+) -> Gather:
+    """A `Gather` that compares all blocks in this process.
+
+    Args:
+        blocks: the pool, from the start each time it is called.
+        config: backend, threads, device.
+        rows: of the pool, None if nobody knows.
+        sample: see `lsb.search.backends.open_scan`.
+    """
 
     def gather(seeds: Seeds, limit: int, floor: float) -> NeighbourLists:
-        scan = open_scan(seeds, limit, floor, config)
+        scan = open_scan(seeds, limit, floor, config, rows=rows, sample=sample)
         for block in blocks():
             scan.add(block)
         return scan.lists()
@@ -129,13 +157,13 @@ def gather_blocks(
 def _ask(
     seed_ids: IdArray,
     seeds_QD: FloatArray,
-    blocks: Callable[[], Iterable[Block]],
+    gather: Gather,
     config: SearchConfig,
     lookalike_threshold: float | None,
 ) -> Hits:
     return ask(
         seeds_of(seed_ids, seeds_QD),
-        gather_blocks(blocks, config),
+        gather,
         neighbours=config.neighbours,
         max_neighbours=config.max_neighbours,
         lookalike_threshold=lookalike_threshold,

@@ -6,6 +6,7 @@ their lists: each proposes pairs by a bound that it can prove and lets the resco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsb.ids import IdArray
+from lsb.search.codes import BlockCodes
 from lsb.search.lists import FloatArray, NeighbourLists
 from lsb.store import VectorArray
 
@@ -46,12 +48,15 @@ class Block:
         vectors: (n, D) float32 or float16 of norm 1; may be memory-mapped.
         first_row: number of the first row, counted over all blocks.
         excluded: (n,) bool, rows that must not be found; None for none.
+        codes: reads int8 codes of the rows, if they were kept; a scan may use them, make its own,
+            or do without.
     """
 
     ids: IdArray
     vectors: VectorArray
     first_row: int
     excluded: npt.NDArray[np.bool_] | None = None
+    codes: Callable[[], BlockCodes] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

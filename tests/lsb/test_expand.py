@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from lsb.expand import AcquisitionConfig, ExpandConfig, Expansion, expand
 from lsb.ids import sample_ids
 from lsb.labelled import Labelled
 from lsb.search.exact import SearchConfig
+from lsb.search.faiss_config import FaissConfig
+from lsb.search.faiss_index import build_index, open_index
 from lsb.search.rescore import similarity
 from lsb.selection import SelectionConfig
 from lsb.store import Store
@@ -115,6 +118,22 @@ def test_result_does_not_depend_on_how_the_pool_is_cut(make_store: Make) -> None
     for name in ("candidates", "seeds", "hits", "dropped"):
         assert getattr(one, name).equals(getattr(many, name))
     assert (one.threshold, one.counts) == (many.threshold, many.counts)
+
+
+def test_an_approximate_search_says_what_it_found(make_store: Make, tmp_path: Path) -> None:
+    store = WORLD.store(make_store, parts=3)
+    search = FaissConfig(8, 100, 50, factory="IVF6,Flat", training_rows=300, recall=1.0)
+    config = dataclasses.replace(CONFIG, search=search)
+    with pytest.raises(ValueError, match="search=faiss needs an index of the pool"):
+        run(store, config)
+    index = open_index(build_index(tmp_path, store, search).path, store)
+    found, exact = run(store, config, index=index), run(store)
+    assert exact.approximate is None
+    assert found.approximate is not None
+    assert found.approximate.recall.value == 1
+    assert found.approximate.evidence()["parameter"] == "nprobe"
+    assert found.hits.equals(exact.hits)
+    assert found.candidates.equals(exact.candidates)
 
 
 def test_labelled_clips_are_not_asked_for_again(make_store: Make) -> None:

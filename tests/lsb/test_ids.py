@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsb.ids import (
+    ID_TYPE,
+    duplicate_positions,
     from_arrow,
     from_bytes,
     from_hex,
@@ -40,6 +42,53 @@ def test_round_trips_keep_trailing_nul_bytes(ids: list[bytes]) -> None:
     assert to_bytes(from_arrow(to_arrow(packed))) == ids
     assert to_bytes(from_hex(to_hex(packed))) == ids
     assert to_arrow(packed).type == pa.binary(16)
+
+
+@given(st.lists(st.lists(sixteen, max_size=5), max_size=4), st.integers(0, 5), st.integers(0, 5))
+def test_columns_read_as_lists_do(chunks: list[list[bytes]], start: int, count: int) -> None:
+    for kind in (ID_TYPE, pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), ID_TYPE)):
+        whole = pa.chunked_array([pa.array(chunk, kind) for chunk in chunks], kind)
+        for column in (whole, whole.slice(start, count), *whole.slice(start, count).chunks):
+            assert to_bytes(from_arrow(column)) == column.to_pylist()
+
+
+def test_a_column_does_not_change_with_the_array_it_was_made_from() -> None:
+    ids = sample_ids(["a", "b"]).copy()
+    column = to_arrow(ids)
+    ids[0] = ids[1]
+    assert to_bytes(from_arrow(column)) == to_bytes(sample_ids(["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([b"a" * 16, None], ID_TYPE), "has 1 nulls, the first in row 1: every clip"),
+        (pa.array([b"a" * 16, b"abc"], pa.binary()), "an id has 3 bytes, expected 16: 616263"),
+        (pa.array([b"a" * 16, b"abc", b"x"], pa.binary()).slice(2), "has 1 bytes, expected 16: 78"),
+        (pa.array([b"abc"], pa.binary(3)), "an id has 3 bytes, expected 16: 616263"),
+        (pa.array([b""], pa.binary()), "an id has 0 bytes, expected 16"),
+        (pa.array(["abc"]), "a column of ids is string, expected fixed_size_binary"),
+    ],
+)
+def test_columns_that_hold_no_ids_are_refused(column: pa.Array, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_arrow(column)
+    rest = pa.array([], column.type)
+    with pytest.raises(ValueError, match=message):
+        from_arrow(pa.chunked_array([rest, column]))
+    assert from_arrow(rest).shape == (0,)
+
+
+@given(st.lists(st.sampled_from([bytes(16), b"a" * 16, b"a" * 15 + b"b", b"b" * 16, b"c" * 16])))
+def test_duplicates_are_found_where_halves_collide(ids: list[bytes]) -> None:
+    packed = from_bytes(ids)
+    expected = [row for row, value in enumerate(ids) if ids.count(value) > 1]
+    assert duplicate_positions(packed).tolist() == expected
+    if expected:
+        twice = {ids[row] for row in expected}
+        message = f"{len(twice)} of {len(set(ids))} ids .* first '{min(twice).hex()}'"
+        with pytest.raises(ValueError, match=message):
+            require_unique(packed)
 
 
 @given(st.lists(sixteen, unique=True))

@@ -29,7 +29,7 @@ POOL = EmbedConfig("pool")
 
 def opened(stage: Stage | None) -> Store:
     assert stage is not None
-    return Store.open(stage.path)
+    return Store.open(stage.path, verify=True)
 
 
 def bytes_of(stage: Stage) -> dict[str, bytes]:

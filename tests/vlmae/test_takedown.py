@@ -133,7 +133,7 @@ def test_several_clips_and_a_second_takedown(world: World, made: World) -> None:
     cached = PrefixCache(world.stage(world.cache))
     assert len(cached.rows_of_shard("first-00001")) == 0
     cached.batch(np.arange(len(cached.ids)), "image")
-    Store.open(world.root / world.pooled.path.name)
+    Store.open(world.root / world.pooled.path.name, verify=True)
     assert [stone.reason for stone in read_tombstones(world.root).values()] == ["x"] * 5 + ["y"] * 4
     # A shard that lost clips twice is made again as it is.
     tar = world.root / world.data.path.name / "first-00001.tar"

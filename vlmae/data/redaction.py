@@ -26,6 +26,10 @@ from lsb.arrays import map_array
 from lsb.artifact import Counts, Part, Stage, StageError
 from lsb.ids import IdArray
 from lsb.redaction import Edit, Edited, redact_stage
+from lsb.search.codes import cut_codes
+from lsb.search.partial import ENDING as NEIGHBOURS_ENDING
+from lsb.search.partial import void_lists
+from lsb.store import CODES_ENDING
 from vlmae.data.blanking import copy_blanked
 from vlmae.data.decode.clip import BadClipError
 from vlmae.data.index import INDEX_ENDING
@@ -93,7 +97,7 @@ def redact_part(
     prefix = f"{part.rsplit('-', 1)[0]}." if kind == "prepare" else ""
     clips = "rows" if kind == "embed" else f"{prefix}clips"
     for name in files:
-        if not name.endswith(".parquet"):
+        if not name.endswith(".parquet") or name.endswith(NEIGHBOURS_ENDING):
             continue
         table = pq.read_table(source / name)
         out = np.isin(sample_ids.from_arrow(table["id"]), ids)
@@ -116,7 +120,14 @@ def redact_part(
                     gone.update(f"masked: {reason}" for reason in reasons if reason)
             else:
                 _cut_rows(source / f"{part}.npy", target / f"{part}.npy", _spans(~out))
+                codes = f"{part}{CODES_ENDING}"
+                if codes in files:
+                    cut_codes(source / codes, target / codes, ~out)
         _write_like(left, source / name, target / name)
+    if gone[clips]:
+        for name in files:
+            if name.endswith(NEIGHBOURS_ENDING):
+                void_lists(source / name, target / name)
     return dict(gone)
 
 
@@ -229,7 +240,8 @@ def _write_like(table: pa.Table, old: Path, new: Path) -> None:
     groups = told.num_row_groups
     compression: Any = told.row_group(0).column(0).compression.lower() if groups else "snappy"
     compression = "none" if compression == "uncompressed" else compression
-    pq.write_table(table.combine_chunks(), new, compression=compression)
+    rows = told.row_group(0).num_rows if groups > 1 else None
+    pq.write_table(table.combine_chunks(), new, compression=compression, row_group_size=rows)
 
 
 Write = Callable[..., Counts]

@@ -1,0 +1,1 @@
+"""The exact threshold search against its peers."""

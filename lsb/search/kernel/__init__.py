@@ -1,0 +1,1 @@
+"""The compiled scan: one C++ source, built on first use for the processor at hand."""
