@@ -115,19 +115,21 @@ def part_blocks(
         rows_per_block: most rows of a block.
         excluded: ascending ids that must not be found.
     """
-    ids, vectors_ND = part.ids(), part.vectors()
+    vectors_ND = part.vectors()
     codes = None
     if part.codes_path is not None:
         codes = PartCodes.open(part.codes_path, part.vectors_path)
-    for start in range(0, part.rows, rows_per_block):
-        end = min(start + rows_per_block, part.rows)
+    start = 0
+    for ids in part.id_blocks(rows_per_block):
+        end = start + len(ids)
         yield Block(
-            ids[start:end],
+            ids,
             vectors_ND[start:end],
             first_row + start,
-            _excluded(ids[start:end], excluded),
+            _excluded(ids, excluded),
             None if codes is None else partial(codes.block, start, end),
         )
+        start = end
 
 
 def gather_blocks(

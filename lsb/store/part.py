@@ -18,6 +18,7 @@ from lsb.store.fault import Fault
 from lsb.store.folder import Folder
 from lsb.store.format import (
     CODES_ENDING,
+    ROWS_PER_GROUP,
     Header,
     VectorArray,
     dtype_name,
@@ -88,6 +89,19 @@ class StorePart:
     def ids(self) -> IdArray:
         """The part's ids, (rows,) S16."""
         return from_arrow(self.read_rows(["id"])["id"])
+
+    def id_blocks(self, rows: int) -> Iterator[IdArray]:
+        """All ids, `rows` at a time and the rest at the end, without all of them in memory."""
+        self.require_fit()
+        waiting = np.empty(0, dtype="S16")
+        with self.folder.parquet(part_files(self.name)[1]) as file:
+            for batch in file.iter_batches(batch_size=min(rows, ROWS_PER_GROUP), columns=["id"]):
+                waiting = np.concatenate([waiting, from_arrow(batch.column(0))])
+                while len(waiting) >= rows:
+                    yield waiting[:rows]
+                    waiting = waiting[rows:]
+        if len(waiting):
+            yield waiting
 
     def read_rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows with some columns (all by default)."""

@@ -223,3 +223,12 @@ def test_altered_file_is_refused_and_missing_names_are_explained(
     file.unlink()
     with pytest.raises(StageError, match=r"part-00000\.npy is missing: run"):
         Store.open(store.path)
+
+
+def test_ids_come_block_by_block_as_they_stand(make_store: Make, unit: Unit) -> None:
+    store = make_store(unit(100, 4), [f"clip-{row}" for row in range(100)], parts=3)
+    for part in store.parts:
+        for rows in (1, 7, part.rows, 1000):
+            blocks = list(part.id_blocks(rows))
+            assert all(len(block) == rows for block in blocks[:-1])
+            assert np.array_equal(np.concatenate(blocks), part.ids())
