@@ -113,13 +113,22 @@ def write_document(path: Path, name: str, report: Report) -> None:
     Raises:
         ValueError: the document lacks a mark.
     """
+    write_between(path, name, markdown(report))
+
+
+def write_between(path: Path, name: str, content: str) -> None:
+    """Put Markdown between the two marks of a document.
+
+    Raises:
+        ValueError: the document lacks a mark.
+    """
     text = path.read_text("utf-8")
     begin, end = (mark.format(name=name) for mark in MARKS)
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{path} must hold {begin} and {end} once each: put them back")
     head, rest = text.split(begin)
     tail = rest.split(end)[1]
-    path.write_text(f"{head}{begin}\n\n{markdown(report)}\n{end}{tail}", "utf-8")
+    path.write_text(f"{head}{begin}\n\n{content}\n{end}{tail}", "utf-8")
 
 
 def markdown(report: Report) -> str:

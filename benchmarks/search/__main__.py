@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ from rich.table import Table
 
 from benchmarks.report import machine
 from benchmarks.search.data import Law, pool_store
-from benchmarks.search.methods import RECALL, Found, differences, recall
+from benchmarks.search.found import RECALL, Found, differences, recall
+from benchmarks.search.processes import alone, command
 
 PACKAGES = ("faiss-cpu", "torch", "numpy", "pyarrow")
 MAIN = ("faiss.knn", "exact", "IVF256, big batch", "IVF1024")
@@ -67,30 +66,14 @@ def run_case(case: Case, seeds: list[int], folder: Path, console: Console) -> li
                 if method in FALLBACKS and turn:
                     continue
                 console.log(f"{case.dtype} {case.rows:,} x {case.dimension}, {method}, turn {turn}")
-                for told in _worker(method, store, seeds, case, Path(scratch)):
+                words = command(method, store, seeds, Path(scratch), clustered=case.clustered)
+                for told in alone(words):
                     told["answer"] = Found.load(told.pop("found"))
                     measured.setdefault((method, told["Q"]), []).append(told)
     return [
         _row(case, method, count, turns, measured[PEER, count])
         for (method, count), turns in measured.items()
     ]
-
-
-def _worker(
-    method: str, store: Path, seeds: list[int], case: Case, scratch: Path
-) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "benchmarks.search.worker", "--method", method]
-    command += ["--store", str(store), "--output", str(scratch)]
-    command += ["--seeds", *map(str, seeds)]
-    if not case.clustered:
-        command.append("--unclustered")
-    environment = os.environ | {
-        "OPENBLAS_CORETYPE": "SkylakeX",  # what faiss bundles does not know newer processors
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def _row(
@@ -131,6 +114,7 @@ def _row(
         "ratio_wall": round(statistics.median(walls), 2),
         "turns": len(turns),
         "note": turns[-1]["note"],
+        "cpu": machine(())["cpu"],
     }
 
 

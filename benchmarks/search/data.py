@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from lsb.artifact import Counts, Part, run_stage
-from lsb.store import part_files, write_part
+from lsb.store import Store, part_files, write_part
 
 CLUSTERS, GROUPS, RANK = 2000, 50, 32
 CHUNK = 250_000
@@ -113,15 +113,7 @@ def pool_store(folder: Path, law: Law, rows: int, dtype: str) -> Path:
         for chunk in law.chunks(rows):
             pool[start : start + len(chunk)] = chunk
             start += len(chunk)
-        table = pa.table(
-            {
-                "key": pa.array([f"clip {number}" for number in range(rows)], pa.string()),
-                "shard": pa.array([f"{kind}.tar"] * rows, pa.string()),
-                "offset": np.arange(rows, dtype=np.int64),
-                "size": np.ones(rows, dtype=np.int64),
-            }
-        )
-        return write_part(output, "pool", pool, table, kind="pooled")
+        return _write(output, pool, kind)
 
     stage = run_stage(
         folder,
@@ -131,3 +123,34 @@ def pool_store(folder: Path, law: Law, rows: int, dtype: str) -> Path:
         parts=[Part("pool", part_files("pool"), make)],
     )
     return stage.path
+
+
+def share_store(folder: Path, pool: Path, share: int, shares: int) -> Path:
+    """A store with every vector of one of several equal runs of a pool, made once."""
+    whole = Store.open(pool)
+    first, end = (len(whole) * number // shares for number in (share, share + 1))
+
+    def make(output: Path) -> Counts:
+        return _write(output, np.asarray(whole.parts[0].vectors()[first:end]), "share", first)
+
+    stage = run_stage(
+        folder,
+        f"share-{whole.dimension}-{whole.dtype}",
+        config={"first": first, "end": end},
+        inputs={"pool": whole.hash},
+        parts=[Part("pool", part_files("pool"), make)],
+    )
+    return stage.path
+
+
+def _write(output: Path, pool: np.ndarray, kind: str, first: int = 0) -> Counts:
+    rows = len(pool)
+    table = pa.table(
+        {
+            "key": pa.array([f"clip {first + number}" for number in range(rows)], pa.string()),
+            "shard": pa.array([f"{kind}.tar"] * rows, pa.string()),
+            "offset": np.arange(rows, dtype=np.int64),
+            "size": np.ones(rows, dtype=np.int64),
+        }
+    )
+    return write_part(output, "pool", pool, table, kind="pooled")

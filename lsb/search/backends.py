@@ -17,13 +17,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lsb.search import int_mm, projection
+from lsb.search import int_mm
 from lsb.search.coded import CodedScan
 from lsb.search.config import SearchConfig
 from lsb.search.kernel import library
 from lsb.search.knn import KnnScan
 from lsb.search.lists import FloatArray, NeighbourLists
-from lsb.search.projection import thinned
+from lsb.search.projection import best_step, fit, thinned
 from lsb.search.scan import Block, Scan, Seeds
 from lsb.store import Store
 
@@ -54,20 +54,6 @@ def choose(config: SearchConfig, *, seeds: int, rows: int, dimension: int) -> st
         return "knn"
     kernel = library.compiled()
     return "int_mm" if kernel is None else kernel.name
-
-
-def fit(sample_MD: FloatArray, seeds: Seeds, floor: float, backend: str) -> projection.Projection:
-    """The projection with which a backend is fastest."""
-    if backend == "int_mm":
-        return projection.fit(
-            sample_MD,
-            seeds.vectors,
-            wanted=floor,
-            prefixes=int_mm.PREFIXES,
-            pair=int_mm.PAIR,
-            pair_coordinate=int_mm.PAIR_COORDINATE,
-        )
-    return projection.fit(sample_MD, seeds.vectors, wanted=floor)
 
 
 def open_scan(
@@ -104,9 +90,10 @@ def open_scan(
         library.load(backend)
 
     def coded(sample_MD: FloatArray) -> Scan:
-        fitted = fit(sample_MD, seeds, floor, backend)
         if backend == "int_mm":
-            return int_mm.IntMmScan(seeds, limit, floor, fitted, config.device)
+            step = best_step(sample_MD)
+            return int_mm.IntMmScan(seeds, limit, floor, step, config.device)
+        fitted = fit(sample_MD, seeds.vectors, wanted=floor)
         return CodedScan(seeds, limit, floor, fitted, library.load(backend), config.threads)
 
     return _FittedScan(seeds, limit, coded) if sample is None else coded(sample())

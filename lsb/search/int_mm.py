@@ -1,7 +1,8 @@
 """Exact scan of int8 codes by `torch._int_mm`: without a compiler, and on GPUs.
 
 A tile of rows is multiplied with a tile of seeds, compared with what each seed wants, and
-forgotten: the matrix of all scores never exists. Pairs that pass the bound are compared by float32,
+forgotten: the matrix of all scores never exists. Codes are of whole vectors: gathering what passes
+a prefix costs torch more than a shorter product saves. Pairs that pass are compared by float32,
 then by the rescoring kernel in torch, which uses the same element-wise float64 operations as
 `lsb.search.rescore` and gives the same bits on any device.
 """
@@ -14,13 +15,10 @@ import numpy as np
 import torch
 
 from lsb.search.lists import FloatArray, NeighbourLists
-from lsb.search.projection import AUGMENTED, Projection, encode_seeds
+from lsb.search.projection import encode_seeds, without_prefix
 from lsb.search.rescore import proposal_error
 from lsb.search.scan import Block, Seeds
 
-PAIR, PAIR_COORDINATE = 20_000.0, 150.0
-"""What a pair that passes costs here, see `lsb.search.projection`: gathering its vectors."""
-PREFIXES = (64, 128, 192, 256, 384)
 SLACK = 2e-6
 ALIGNMENT = 32
 """`_int_mm` wants shapes that are multiples of 8 on CUDA, and more than 16 rows."""
@@ -39,7 +37,7 @@ class IntMmScan:
         seeds: what is searched for.
         limit: most neighbours of a seed.
         floor: smallest score of a neighbour, -inf for none.
-        projection: how rows become codes.
+        step: of the codes of rows.
         device: "cpu" or "cuda".
 
     Raises:
@@ -51,26 +49,23 @@ class IntMmScan:
         seeds: Seeds,
         limit: int,
         floor: float,
-        projection: Projection,
+        step: float,
         device: str = "cpu",
     ):
         require_device(device)
         self.seeds = seeds
         self.floor = floor
         self.device = torch.device(device)
-        self.projection = projection
         self._best = NeighbourLists(len(seeds), limit)
-        codes = encode_seeds(projection, seeds.vectors)
+        self._step = step
+        codes = encode_seeds(without_prefix(seeds.vectors.shape[1], step), seeds.vectors)
         self._rows_at_a_time, self._seeds_at_a_time = TILES[device]
         self._vectors = torch.from_numpy(seeds.vectors).to(self.device)
-        step1 = codes.prefix if projection.prefix else codes.codes
-        self._codes = _aligned(torch.from_numpy(step1)).to(self.device)
-        self._error = codes.prefix_error.astype(np.float64)
-        row_step = projection.prefix_step if projection.prefix else projection.step
-        self._scale = float(np.float64(row_step) * codes.prefix_step)
+        self._codes = _aligned(torch.from_numpy(codes.codes)).to(self.device)
+        self._error = codes.code_error.astype(np.float64)
+        self._scale = float(np.float64(step) * codes.code_step)
         self._norm = codes.norm
-        self._weights = _aligned(torch.from_numpy(projection.weights)).to(self.device)
-        self._float_error = proposal_error(projection.dimension)
+        self._float_error = proposal_error(seeds.vectors.shape[1])
         self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     @property
@@ -107,46 +102,30 @@ class IntMmScan:
     def _tile(self, stored_ND: torch.Tensor, start: int) -> int:
         """Compare some rows with all seeds; returns how many pairs were kept."""
         vectors_ND = stored_ND.float()
-        codes_NP, error_N = self._encode(vectors_ND)
+        codes_ND, error_N = _quantised(vectors_ND, self._step)
+        codes_ND = _aligned(codes_ND)
         extra_N = torch.ceil(error_N.clamp(max=4.0) * (self._norm / self._scale)) + 1
-        wanted_Q = self._wanted()
-        least = int(extra_N.max())
-        kept = 0
+        wanted_Q = torch.from_numpy(self._wanted()).to(self.device)
+        least_Q = wanted_Q - int(extra_N.max())
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for first in range(0, len(self.seeds), self._seeds_at_a_time):
             last = min(first + self._seeds_at_a_time, len(self.seeds))
-            product_NQ = torch._int_mm(
-                codes_NP, self._codes[first : first + self._seeds_at_a_time].T
+            codes_QD = self._codes[first : first + self._seeds_at_a_time]
+            product_NQ = torch._int_mm(codes_ND, codes_QD.T)
+            row_P, seed_P = _reached(
+                product_NQ[: len(vectors_ND), : last - first], least_Q[first:last]
             )
-            wanted = torch.from_numpy(wanted_Q[first:last]).to(self.device)
-            passed = product_NQ[: len(vectors_ND), : last - first] >= wanted - least
-            row_P, seed_P = passed.nonzero(as_tuple=True)
-            product_P = product_NQ[row_P, seed_P]
-            near = product_P + extra_N[row_P].to(torch.int64) >= wanted[seed_P]
-            row_P, seed_P = row_P[near], seed_P[near] + first
-            kept += self._decide(vectors_ND, row_P, seed_P, start)
-        return kept
+            # A row with a larger error than others made all wait for it: look again at each.
+            near = product_NQ[row_P, seed_P] + extra_N[row_P] >= wanted_Q[seed_P + first]
+            pairs.append((row_P[near], seed_P[near] + first))
+        row_P, seed_P = (torch.cat(column) for column in zip(*pairs, strict=True))
+        return self._decide(vectors_ND, row_P, seed_P, start)
 
     def _wanted(self) -> np.ndarray:
         """(Q,) int32, the product of codes from which a pair passes, before its row's error."""
         least = np.maximum(self._best.bound.astype(np.float64), self.floor)
         wanted = np.floor((least - self._error - SLACK) / self._scale)
         return np.maximum(wanted, SMALLEST_WANTED).astype(np.int32)
-
-    def _encode(self, vectors_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes that are multiplied, (n, P) int8 aligned, and (n,) float64 errors."""
-        projection = self.projection
-        codes, missed = _quantised(vectors_ND.double(), projection.step)
-        if not projection.prefix:
-            return _aligned(codes), missed
-        product = torch._int_mm(_aligned(codes), self._weights.T)
-        inside = product[: len(codes), : len(projection.weights)].double()
-        inside *= projection.weight_scale * projection.step
-        whole = codes.double().square().sum(1) * projection.step**2
-        outside = (whole - inside.square().sum(1)).clamp(min=0) + 1e-12
-        each = (outside / AUGMENTED).sqrt() * (1 + 1e-5)
-        coordinates = torch.cat([inside, each[:, None].expand(-1, AUGMENTED)], dim=1)
-        prefix, missed_again = _quantised(coordinates, projection.prefix_step)
-        return _aligned(prefix), missed + missed_again
 
     def _decide(
         self, vectors_ND: torch.Tensor, row_P: torch.Tensor, seed_P: torch.Tensor, start: int
@@ -197,9 +176,20 @@ def require_device(device: str) -> None:
 
 def _quantised(vectors_ND: torch.Tensor, step: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, D) int8 codes and the (N,) norms of what they leave out, rounded up."""
-    codes = (vectors_ND / step).round_().clamp_(-127, 127)
-    missed = torch.linalg.vector_norm(vectors_ND - codes * step, dim=1) * (1 + 1e-5)
-    return codes.to(torch.int8), missed
+    codes = (vectors_ND * (1 / step)).round_().clamp_(-127, 127)
+    left = torch.addcmul(vectors_ND, codes, torch.full_like(codes[:1], -step))
+    return codes.to(torch.int8), torch.linalg.vector_norm(left, dim=1) * (1 + 1e-5)
+
+
+def _reached(product_NQ: torch.Tensor, least_Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns where a product is at least what its column wants."""
+    if product_NQ.device.type != "cpu":
+        row, column = (product_NQ >= least_Q).nonzero(as_tuple=True)
+        return row, column
+    # numpy finds the few true ones of many several times as fast.
+    passed = np.greater_equal(product_NQ.numpy(), least_Q.numpy())
+    row, column = np.divmod(np.flatnonzero(passed), passed.shape[1])
+    return torch.from_numpy(row), torch.from_numpy(column)
 
 
 def _aligned(codes_NP: torch.Tensor) -> torch.Tensor:

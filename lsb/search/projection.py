@@ -98,8 +98,6 @@ def fit(
     *,
     wanted: float,
     prefixes: Sequence[int] = PREFIXES,
-    pair: float = PAIR,
-    pair_coordinate: float = PAIR_COORDINATE,
     seeds: int | None = None,
 ) -> Projection:
     """A projection for a pool, its prefix as long as pays for these seeds.
@@ -109,13 +107,11 @@ def fit(
         seeds_QD: (Q, D) all seeds; how many there are decides, too.
         wanted: score that a pair has to reach, as far as is known.
         prefixes: lengths to choose from; none of them, or none that pays, gives no prefix.
-        pair: cost of a pair that passes prefixes, in products of two codes.
-        pair_coordinate: the same for each coordinate.
         seeds: how many there will be; None: as many as `seeds_QD`.
     """
     dimension = sample_MD.shape[1]
     step = best_step(sample_MD)
-    whole = Projection(dimension, step, np.zeros((0, dimension), np.int8), 1.0, 1.0)
+    whole = without_prefix(dimension, step)
     lengths = [length for length in prefixes if length <= 0.75 * whole.padded]
     if not lengths or not len(sample_MD):
         return whole
@@ -126,13 +122,18 @@ def fit(
     for length in lengths:
         projection = _projection(rows, axes, length, step)
         passing = passing_share(projection, rows, some, wanted)
-        pairs = count * passing * (pair + pair_coordinate * whole.padded)
+        pairs = count * passing * (PAIR + PAIR_COORDINATE * whole.padded)
         cost = length * (count + whole.padded) + pairs
         if cost >= cheapest and projection.prefix > best.prefix > 0:
             break  # longer ones only cost more from here
         if cost < cheapest:
             best, cheapest = projection, cost
     return best
+
+
+def without_prefix(dimension: int, step: float) -> Projection:
+    """A projection that makes codes of whole vectors only."""
+    return Projection(dimension, step, np.zeros((0, dimension), np.int8), 1.0, 1.0)
 
 
 def thinned(vectors_ND: FloatArray, most: int) -> FloatArray:
