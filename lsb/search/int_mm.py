@@ -188,8 +188,8 @@ def _reached(product_NQ: torch.Tensor, least_Q: torch.Tensor) -> tuple[torch.Ten
         return row, column
     # numpy finds the few true ones of many several times as fast.
     passed = np.greater_equal(product_NQ.numpy(), least_Q.numpy())
-    row, column = np.divmod(np.flatnonzero(passed), passed.shape[1])
-    return torch.from_numpy(row), torch.from_numpy(column)
+    places = np.divmod(np.flatnonzero(passed), passed.shape[1])
+    return torch.from_numpy(places[0]), torch.from_numpy(places[1])
 
 
 def _aligned(codes_NP: torch.Tensor) -> torch.Tensor:

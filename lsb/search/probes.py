@@ -30,9 +30,16 @@ from lsb.search.kernel import library
 from lsb.search.kernel.encode import encode
 from lsb.search.knn import MARGIN, KnnScan
 from lsb.search.lists import FloatArray, NeighbourLists
-from lsb.search.projection import Projection, _projection, best_step, fit, principal_axes
+from lsb.search.projection import (
+    Projection,
+    _projection,
+    best_step,
+    fit,
+    principal_axes,
+    without_prefix,
+)
 from lsb.search.scan import Block, Seeds
-from lsb.search.selectivity import prefix_bounds
+from lsb.search.selectivity import code_bounds, prefix_bounds
 from lsb.store import part_files, write_part
 
 faiss = _faiss.load()
@@ -236,47 +243,40 @@ def _bound_passed_by(
 
 def torch_costs() -> TorchCosts:
     """Costs of `int_mm` on the CPU."""
-    rows, dimension = 4096, 256
-    vectors, seeds = _unit(rows, dimension, 1), _seeds(_unit(1024, dimension, 2))
-    taken: dict[tuple[int, int], float] = {}
-    whole, prefix = _projections(dimension)
-    for projection in (whole, prefix):
+    rows = 4096
+    each: dict[int, float] = {}
+    alone: dict[int, float] = {}
+    for dimension in (NARROW, WIDE):
+        vectors, seeds = _unit(rows, dimension, 1), _seeds(_unit(1024, dimension, 2))
+        block, step = Block(_ids(rows), vectors, 0), best_step(vectors)
+        taken: dict[int, float] = {}
         for count in (32, 1024):
             some = Seeds(seeds.ids[:count], np.ascontiguousarray(seeds.vectors[:count]))
-            scan = IntMmScan(some, LIMIT, NOTHING_PASSES, projection)
-            block = Block(_ids(rows), vectors, 0)
-            taken[projection.prefix, count] = seconds_of(partial(scan.add, block)) / rows
-    each = {
-        (prefixed or dimension): (taken[prefixed, 1024] - taken[prefixed, 32]) / (1024 - 32)
-        for prefixed in (0, PREFIX)
-    }
-    product = slope(each)
-    pair = max(0.0, each[PREFIX] - product * PREFIX)
-    alone = {
-        prefixed: taken[prefixed, 32] - 32 * (pair + product * (prefixed or dimension))
-        for prefixed in (0, PREFIX)
-    }
-    score = {d: _torch_pair(d) for d in (NARROW, WIDE)}
-    made = seconds_of(lambda: IntMmScan(seeds, LIMIT, 0.8, prefix))
+            scan = IntMmScan(some, LIMIT, NOTHING_PASSES, step)
+            taken[count] = seconds_of(partial(scan.add, block)) / rows
+        each[dimension] = (taken[1024] - taken[32]) / (1024 - 32)
+        alone[dimension] = max(0.0, taken[32] - 32 * each[dimension])
+    product, score = slope(each), {d: _torch_pair(d) for d in (NARROW, WIDE)}
+    made = seconds_of(lambda: IntMmScan(seeds, LIMIT, 0.8, step))
     made += seconds_of(lambda: seeds_of(seeds.ids, seeds.vectors))
     return TorchCosts(
-        encode_coordinate=max(0.0, alone[0]) / dimension,
-        encode_product=max(0.0, alone[PREFIX] - alone[0]) / (dimension * PREFIX),
-        pair=pair,
+        encode_coordinate=alone[WIDE] / WIDE,
+        pair=max(0.0, each[NARROW] - product * NARROW),
         product=product,
         score_pair=max(0.0, score[NARROW] - slope(score) * NARROW),
         score_coordinate=slope(score),
-        seed_coordinate=made / (len(seeds) * dimension),
+        seed_coordinate=made / (len(seeds) * WIDE),
     )
 
 
 def _torch_pair(dimension: int) -> float:
     """Seconds of a pair that passes the bound and fails by float32."""
-    _, prefix = _projections(dimension)
     vectors, seeds = _unit(4096, dimension, 1), _seeds(_unit(512, dimension, 2))
-    floor = _bound_passed_by(0.005, vectors, seeds, prefix)
+    step = best_step(vectors)
+    bounds = code_bounds(without_prefix(dimension, step), vectors[:1024], seeds.vectors[:256])
+    floor = float(np.quantile(bounds, 1 - 0.005))
     block = Block(_ids(len(vectors)), vectors, 0)
-    scans = [IntMmScan(seeds, len(vectors), least, prefix) for least in (floor, NOTHING_PASSES)]
+    scans = [IntMmScan(seeds, len(vectors), least, step) for least in (floor, NOTHING_PASSES)]
     pairs, none = (seconds_of(partial(scan.add, block)) for scan in scans)
     return max(0.0, pairs - none) / (0.005 * len(vectors) * len(seeds))
 

@@ -16,8 +16,8 @@ TABLE_BYTES = 36
 PANEL = 64
 BASE_BYTES = 420.0e6
 """Of a process that has imported torch, faiss and pyarrow and found nothing yet."""
-TILE_BYTES = 120
-"""That a GPU moves for a coordinate of a row while it is coded: a dozen float64 passes."""
+TILE_BYTES = 56
+"""That a GPU moves for a coordinate of a row while it is coded: eight float32 passes."""
 PAIR_BYTES = 12
 """That a GPU moves for a pair: int32 product written and read, one comparison, one compaction."""
 MERGE_PAIRS = 1 << 20
@@ -203,24 +203,20 @@ def _fit_bytes(job: Job) -> float:
 def torch_cpu(
     job: Job,
     costs: Costs,
-    selectivity: Selectivity,
     waves: Sequence[Wave],
     rows_per_block: int,
 ) -> Load:
     """`int_mm` on the CPU."""
-    of, prefix = costs.torch, selectivity.prefix
-    length = prefix or job.padded
-    rows = []
+    of, rows = costs.torch, []
     for wave in waves:
         seeds = job.seeds * wave.share
-        encode = job.dimension * of.encode_coordinate + prefix * job.dimension * of.encode_product
         rows.append(
             {
                 "read": job.rows * job.dimension * job.item * costs.read_byte,
-                "encode": job.rows * encode,
-                "first bound": job.rows * seeds * (of.pair + length * of.product),
+                "encode": job.rows * job.dimension * of.encode_coordinate,
+                "first bound": job.rows * seeds * (of.pair + job.padded * of.product),
                 "float32 and rescore": seeds
-                * wave.prefix
+                * wave.codes
                 * (of.score_pair + job.dimension * of.score_coordinate),
                 "merge": _merging(job, wave, rows_per_block) * costs.merge,
             }
@@ -297,29 +293,26 @@ def knn(job: Job, costs: Costs, waves: Sequence[Wave], rows_per_block: int) -> L
 def torch_cuda(
     job: Job,
     costs: Costs,
-    selectivity: Selectivity,
     waves: Sequence[Wave],
     rows_per_block: int,
     cluster: Cluster,
     efficiency: Efficiency,
 ) -> Load:
     """`int_mm` on GPUs: datasheet numbers times stated efficiencies."""
-    gpu, prefix = GPUS[cluster.gpu], selectivity.prefix
-    length = prefix or job.padded
+    gpu = GPUS[cluster.gpu]
     moved = gpu.bandwidth_tb_s * 1e12 * efficiency.gpu_memory
     products = gpu.int8_tops * 1e12 / 2 * efficiency.gpu_products
     on_gpu, rows = [], []
     for wave in waves:
         seeds = job.seeds * wave.share
-        coordinates = job.dimension + prefix
         survivor = 24.0 * job.dimension + 100
         on_gpu.append(
             {
                 "copy": job.rows * job.dimension * job.item / (efficiency.host_gb_s * GIGA),
-                "encode": job.rows * coordinates * TILE_BYTES / moved,
-                "first bound": job.rows * seeds * (PAIR_BYTES / moved + length / products),
+                "encode": job.rows * job.dimension * TILE_BYTES / moved,
+                "first bound": job.rows * seeds * (PAIR_BYTES / moved + job.padded / products),
                 "float32 and rescore": seeds
-                * (wave.prefix * survivor + wave.scored * 100.0 * job.dimension)
+                * (wave.codes * survivor + wave.scored * 100.0 * job.dimension)
                 / moved,
             }
         )
