@@ -76,7 +76,7 @@ def expand_stage(
         root,
         "expand",
         config={
-            "expand": _identity(config),
+            "expand": identity_of(config),
             "round": round,
             "thresholds": dict(thresholds),
         },
@@ -93,7 +93,7 @@ def expand_stage(
     )
 
 
-def _identity(config: ExpandConfig) -> dict[str, Any]:
+def identity_of(config: ExpandConfig) -> dict[str, Any]:
     """What of the settings can change a result; of an index everything may."""
     values = asdict(config)
     if type(config.search) is SearchConfig:

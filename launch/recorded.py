@@ -9,12 +9,12 @@ Without tombstones nothing here has an effect.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from launch.expansion import identity_of
 from lsb.artifact import Stage, fingerprint, open_stage
 from lsb.expand import ExpandConfig
 from lsb.ledger import Ledger, Round
@@ -54,7 +54,7 @@ def record_without_tombstones(
 
 def expansion_of(root: Path, held: Round, config: ExpandConfig) -> Stage | None:
     """The expansion that brought a recorded round, None if it was deleted."""
-    wanted = {"round": held.round, "expand": fingerprint(asdict(config))}
+    wanted = {"round": held.round, "expand": fingerprint(identity_of(config))}
     for file in sorted(root.glob("expand-*/manifest.json")):
         stage = open_stage(file.parent, verify=False)
         found: Mapping[str, Any] = stage.manifest["config"]

@@ -175,7 +175,7 @@ def _capacity(entries_: float) -> float:
 
 
 def _coded_bytes(job: Job, prefix: int, waves: Sequence[Wave], kept: bool, *, worst: bool) -> float:
-    ids = 40.0 * min(job.rows_per_part, job.rows)
+    ids = 40.0 * min(131_072.0, job.rows)
     block = 131_072.0 * (job.padded + prefix + 8) if kept else 4.0e6
     codes = job.seeds * (prefix or job.padded) + job.seeds * job.padded
     # While seeds are coded: int8, their 16-bit widening, and both layouts.
@@ -250,7 +250,7 @@ def _array_load(
     }
     lists = max(job.seeds * wave.share * wave.hits for wave in waves)
     limits = max(job.seeds * wave.share * wave.limit for wave in waves)
-    fixed = 40.0 * min(job.rows_per_part, job.rows) + 12.0 * job.dimension * job.seeds
+    fixed = 40.0 * min(131_072.0, job.rows) + 12.0 * job.dimension * job.seeds
     fixed += extra + _fit_bytes(job)
     return Load(
         _sum(rows),
