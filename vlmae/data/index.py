@@ -16,7 +16,7 @@ from lsb.artifact import Stage
 from lsb.ids import ID_TYPE
 
 INDEX_ENDING = ".index.parquet"
-# Given to run_stage: raise it when a stage `prepare` writes other bytes for the same config.
+# Given to run_stage: raise it when the composer writes other bytes for the same config.
 PREPARE_REVISION = 2
 _PLACE: list[tuple[str, pa.DataType]] = [
     ("id", ID_TYPE),

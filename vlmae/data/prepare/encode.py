@@ -25,6 +25,11 @@ from vlmae.data.prepare.config import PrepareConfig
 from vlmae.data.prepare.render import FrameArray, Wave
 
 AUDIO_BITS_PER_SECOND = 48_000
+REPEATABLE = {"x264-params": "mbtree=0"}
+"""For x264: its macroblock tree reads memory beside a picture that nobody set, so that equal frames
+of most widths gave other bytes in another process."""
+SET_WIDTHS = 128
+"""With widths that are multiples of this there is nothing beside the picture."""
 FRAGMENTED = "empty_moov+default_base_moof+frag_keyframe"
 
 
@@ -56,6 +61,7 @@ def encode(
                 "keyint_min": str(config.fps),
                 "sc_threshold": "0",
                 "threads": "1",
+                **(REPEATABLE if config.frame_size % SET_WIDTHS else {}),
             },
         )
         video.width = video.height = config.frame_size

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 
 from vlmae.data.decode.clip import BadClipError
 from vlmae.data.decode.container import FORMATS, picture_stream, require_readable
+from vlmae.data.prepare.encode import REPEATABLE
 from vlmae.data.prepare.probe import EXIF_ORIENTATION
 
 GOP_SECONDS = 1
@@ -152,11 +153,10 @@ class _Images:
                 "crf": "21",
                 "g": "100000",  # keyframes are placed by time, see `packets`
                 "sc_threshold": "0",
-                # With B-frames x264's look-ahead reads memory that it never set, and equal frames
-                # give other bytes in one run of three (docs/data.md).
-                "bf": "0",
+                "bf": "0",  # frames decode in the order they are shown
                 "forced-idr": "1",
                 "threads": "1",
+                **REPEATABLE,
             },
         )
         self.out.width, self.out.height = size[::-1] if self._turns % 2 else size

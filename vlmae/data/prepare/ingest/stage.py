@@ -11,7 +11,7 @@ from typing import Any
 from lsb.artifact import Counts, Part, Stage, file_sha256, open_stage, run_stage
 from lsb.files import link
 from lsb.ids import texts
-from vlmae.data.index import INDEX_ENDING, PREPARE_REVISION, read_index
+from vlmae.data.index import INDEX_ENDING, read_index
 from vlmae.data.prepare.ingest.clips import (
     SourceClip,
     clip_key,
@@ -27,6 +27,8 @@ from vlmae.data.records import fits
 from vlmae.data.redaction import guarded, redacted
 from vlmae.data.storage import is_remote
 from vlmae.data.tombstones import taken_down_of
+
+INGEST_REVISION = 3  # raise it when ingest writes other bytes for the same config
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def ingest(root: Path, config: IngestConfig) -> Stage:
         inputs=inputs,
         parts=guarded(root, [*(_links(old) if old is not None else []), *parts]),
         processes=config.processes,
-        revision=PREPARE_REVISION,
+        revision=INGEST_REVISION,
     )
     _require_few_skipped(stage, [part.name for part in parts], config.skip_limit)
     return redacted(root, stage)
