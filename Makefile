@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-data bench-search bench-search-scale bench-tuning clean
+.PHONY: help setup demo test check format lock bench bench-data bench-search bench-search-full bench-search-scale bench-tuning clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,10 @@ bench-data: $(READY) $(BENCH_READY)  ## ratio tables of the data plane (docs/per
 
 bench-search: $(READY)  ## exact search against faiss.knn and inverted files: runs/bench/search.json
 	@$(BIN)/python -m benchmarks.search $(BENCH_ARGS)
+
+bench-search-full: $(READY)  ## all peers, other data and sizes, in pieces: BENCH_ARGS="--budget-minutes 60"
+	@$(BIN)/python -m benchmarks.search.venvs
+	@$(BIN)/python -m benchmarks.search.full $(BENCH_ARGS)
 
 bench-search-scale: $(READY)  ## 20M vectors: predicted against measured time and memory
 	@$(BIN)/python -m benchmarks.search_scale $(BENCH_ARGS)
