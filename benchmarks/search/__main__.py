@@ -32,6 +32,8 @@ PEER = "faiss.knn"
 WANTED = {(256, 1000): 3.0, (256, 10_000): 6.0, (768, 1000): 3.5, (768, 10_000): 8.0}
 WANTED_FALLBACK = 1.5
 MOST_MB = 1200
+MEMORY_GROWTH = 4
+MOST_GROWTH = 1.1
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,22 @@ def _row(
     }
 
 
+def run_memory(seeds: list[int], folder: Path, rows: int, dimension: int) -> list[str]:
+    """Peak memory of the exact backend on a pool and on one four times as large."""
+    law, peak = Law(dimension), []
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for count in (rows, MEMORY_GROWTH * rows):
+            store = pool_store(folder / "search-data", law, count, "float32")
+            told = alone(command("exact", store, seeds, Path(scratch), clustered=True))
+            peak.append(max(turn["peak_mb"] for turn in told))
+    text = f"float32, d={dimension}: {peak[0]:.0f} MB at {rows:,} rows, "
+    text += f"{peak[1]:.0f} MB at {MEMORY_GROWTH * rows:,}, at most a tenth more"
+    return [
+        _verdict(peak[1] <= MOST_GROWTH * peak[0], text),
+        _verdict(max(peak) < MOST_MB, f"float32, d={dimension}: below {MOST_MB} MB"),
+    ]
+
+
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """A table a pool."""
     pools = dict.fromkeys((row["data"], row["dtype"], row["N"], row["d"]) for row in rows)
@@ -197,11 +215,18 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", type=int, choices=(256, 768), help="one dimension")
     parser.add_argument("--float32", action="store_true", help="no float16 stores")
+    parser.add_argument(
+        "--memory", action="store_true", help="peak memory at 1M and 4M rows, 15 GB of disk"
+    )
     options = parser.parse_args()
     folder = options.runs / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(log_path=False, width=100)
     rows_, seeds = (20_000, [100, 300]) if options.quick else (1_000_000, [1000, 10_000])
+    if options.memory:
+        for line in run_memory(seeds, folder, rows_, options.only or 768):
+            console.print(line, highlight=False)
+        return 0
     cases = [
         Case(d, rows_, dtype, True, MAIN + (FALLBACKS if dtype == "float32" else ()), options.turns)
         for dtype in ("float32", "float16")[: 1 if options.float32 else 2]

@@ -108,12 +108,15 @@ def pool_store(folder: Path, law: Law, rows: int, dtype: str) -> Path:
     kind = "clustered" if law.clustered else "unclustered"
 
     def make(output: Path) -> Counts:
-        pool = np.empty((rows, law.dimension), dtype=dtype)
+        draft = output / "draft.npy"  # pools may be larger than memory
+        pool = np.lib.format.open_memmap(draft, "w+", np.dtype(dtype), (rows, law.dimension))
         start = 0
         for chunk in law.chunks(rows):
             pool[start : start + len(chunk)] = chunk
             start += len(chunk)
-        return _write(output, pool, kind)
+        counts = _write(output, pool, kind)
+        draft.unlink()
+        return counts
 
     stage = run_stage(
         folder,
