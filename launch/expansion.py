@@ -16,10 +16,12 @@ from lsb.artifact import Counts, Part, Stage, fingerprint, read_json, run_stage,
 from lsb.expand import ExpandConfig, expand
 from lsb.ids import IdArray
 from lsb.labelled import PROBABILITY, Labelled
+from lsb.lookalike_plot import plot_precision
 from lsb.search.config import NOT_HASHED, SearchConfig
 from lsb.search.faiss_index import open_index
 from lsb.store import Store
 
+REVISION = 2  # raise it when an expansion writes other files or bytes for the same config
 EXPANSION_FILES = (
     "candidates.parquet",
     "seeds.parquet",
@@ -27,6 +29,8 @@ EXPANSION_FILES = (
     "dropped.parquet",
     "threshold.json",
 )
+CURVE_FILES = ("lookalikes.parquet", "lookalikes.png")
+"""Written beside them where LT is calibrated: precision against similarity, and its picture."""
 RECALL_FILE = "recall.json"
 """Written beside them where the search is approximate: what it found of the exact result."""
 
@@ -57,9 +61,14 @@ def expand_stage(
         index: of the pool, where the search is approximate.
 
     Returns:
-        A stage with the files `EXPANSION_FILES`, see `lsb.expand.Expansion`, and `RECALL_FILE`
-        where the search is approximate.
+        A stage with the files `EXPANSION_FILES`, see `lsb.expand.Expansion`, `CURVE_FILES` where LT
+        is calibrated, and `RECALL_FILE` where the search is approximate.
     """
+    files = [*EXPANSION_FILES]
+    if _is_calibrated(config):
+        files += CURVE_FILES
+    if index is not None:
+        files.append(RECALL_FILE)
     approximate = {} if index is None else {"index": index.content}
     work = partial(
         _write_expansion,
@@ -87,10 +96,13 @@ def expand_stage(
             "gold labels": fingerprint(gold_labels.to_pylist()),
             **approximate,
         },
-        parts=[
-            Part("candidates", (*EXPANSION_FILES, *([RECALL_FILE] if index else [])), work),
-        ],
+        parts=[Part("candidates", tuple(files), work)],
+        revision=REVISION,
     )
+
+
+def _is_calibrated(config: ExpandConfig) -> bool:
+    return config.threshold.mode == "calibrated" and config.broadening.total > 0
 
 
 def identity_of(config: ExpandConfig) -> dict[str, Any]:
@@ -140,6 +152,15 @@ def _write_expansion(
         pq.write_table(getattr(expansion, name), output / f"{name}.parquet")
     threshold = asdict(expansion.threshold) if expansion.threshold else None
     write_json(output / "threshold.json", {"threshold": threshold, "refusal": expansion.refusal})
+    if _is_calibrated(config):
+        table, picture = (output / name for name in CURVE_FILES)
+        pq.write_table(expansion.curve, table)
+        plot_precision(
+            picture,
+            expansion.curve,
+            target=config.threshold.target,
+            threshold=expansion.threshold,
+        )
     if index is not None:
         found = expansion.approximate
         write_json(output / RECALL_FILE, None if found is None else found.evidence())

@@ -31,11 +31,14 @@ from lsb.search.faiss_search import ApproximateHits, search_with_index
 from lsb.selection import SelectionConfig, select
 from lsb.store import Store
 from lsb.threshold import (
+    CURVE,
+    LabelledPairs,
     LookalikeThreshold,
     ThresholdConfig,
-    calibrate,
+    choose,
     fixed,
     labelled_pairs,
+    precision_curve,
 )
 
 ACQUISITIONS = ("entropy", "random")
@@ -85,6 +88,8 @@ class Expansion:
         dropped: schema `lsb.selection.DROPPED`.
         threshold: LT, or None without broadening or without LT.
         refusal: why calibration was refused, where a fallback was used instead.
+        curve: schema `lsb.threshold.CURVE`, lookalike precision against similarity; empty where
+            LT is not calibrated.
         approximate: the hits of an approximate search with their measured recall; None for exact.
         counts: pool, excluded, seeds_<kind>, hits, asked_again, saturated, and those of
             `lsb.selection.Selection`.
@@ -98,6 +103,7 @@ class Expansion:
     refusal: str | None
     counts: dict[str, int]
     approximate: ApproximateHits | None = None
+    curve: pa.Table = field(default_factory=CURVE.empty_table)
 
 
 def expand(
@@ -141,10 +147,10 @@ def expand(
         round=round,
         exclude=exclude,
     )
-    threshold, refusal = None, None
+    threshold, refusal, curve = None, None, CURVE.empty_table()
     hits = Hits(HITS.empty_table(), 0, 0)
     if seeds.num_rows:
-        threshold, refusal = _threshold(labelled, config)
+        threshold, refusal, curve = _threshold(labelled, config)
         seed_ids, vectors_QD = _seed_vectors(seeds, store, labelled)
         value = None if threshold is None else threshold.value
         hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude)
@@ -175,6 +181,7 @@ def expand(
         refusal=refusal,
         counts=counts | selection.counts,
         approximate=hits if isinstance(hits, ApproximateHits) else None,
+        curve=curve,
     )
 
 
@@ -233,22 +240,38 @@ def _acquisition_order(
 
 def _threshold(
     labelled: Labelled | None, config: ExpandConfig
-) -> tuple[LookalikeThreshold | None, str | None]:
-    """LT, and why a fallback had to be used."""
-    threshold = config.threshold
+) -> tuple[LookalikeThreshold | None, str | None, pa.Table]:
+    """LT, why a fallback had to be used, and the evidence of a calibration."""
+    threshold, curve = config.threshold, CURVE.empty_table()
     if threshold.mode == "none":
-        return None, None
+        return None, None, curve
     if threshold.mode == "fixed":
-        return fixed(threshold.value), None
+        return fixed(threshold.value), None, curve
     try:
-        return _calibrated(labelled, config), None
+        pairs = _pairs(labelled, config)
+        curve = precision_curve(
+            pairs.similarity,
+            pairs.lookalike,
+            pairs.seed,
+            confidence=threshold.confidence,
+            minimum_pairs=threshold.minimum_pairs,
+        )
+        chosen = choose(
+            curve,
+            threshold.target,
+            labelled=len(pairs.similarity),
+            confidence=threshold.confidence,
+            minimum_pairs=threshold.minimum_pairs,
+        )
     except ValueError as error:
         if threshold.fallback is None:
             raise
-        return LookalikeThreshold(threshold.fallback, mode="fallback"), str(error)
+        return LookalikeThreshold(threshold.fallback, mode="fallback"), str(error), curve
+    return chosen, None, curve
 
 
-def _calibrated(labelled: Labelled | None, config: ExpandConfig) -> LookalikeThreshold:
+def _pairs(labelled: Labelled | None, config: ExpandConfig) -> LabelledPairs:
+    """Hard labelled clips and their labelled neighbours."""
     if labelled is None:
         raise ValueError(
             "threshold.mode is 'calibrated' but there are no labelled clips: give some, or set "
@@ -266,16 +289,8 @@ def _calibrated(labelled: Labelled | None, config: ExpandConfig) -> LookalikeThr
         exclude=labelled.ids[:0],
         rows=len(labelled.ids),
     )
-    pairs = labelled_pairs(
+    return labelled_pairs(
         hits.table, seeds, labelled, lookalike=threshold.lookalike, band=threshold.band
-    )
-    return calibrate(
-        pairs.similarity,
-        pairs.lookalike,
-        threshold.target,
-        pairs.seed,
-        confidence=threshold.confidence,
-        minimum_pairs=threshold.minimum_pairs,
     )
 
 

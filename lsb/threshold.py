@@ -89,6 +89,18 @@ class LookalikeThreshold:
             )
 
 
+CURVE_FIELDS: dict[str, pa.DataType] = {
+    "similarity": pa.float32(),
+    "pairs": pa.int64(),
+    "seeds": pa.int64(),
+    "lookalikes": pa.int64(),
+    "precision": pa.float64(),
+    "bound": pa.float64(),
+}
+CURVE = pa.schema(CURVE_FIELDS)
+"""Of `precision_curve`."""
+
+
 @dataclass(frozen=True)
 class LabelledPairs:
     """P pairs of a labelled seed and a labelled neighbour.
@@ -120,9 +132,6 @@ def calibrate(
 ) -> LookalikeThreshold:
     """Smallest similarity at which neighbours are lookalikes at rate `target`.
 
-    Pairs of equal similarity stay together: each distinct similarity s is judged by all pairs with
-    similarity >= s.
-
     Args:
         similarity_P: (P,) cosine similarity of each labelled pair, float32.
         lookalike_P: (P,) whether the neighbour shares its seed's error.
@@ -135,41 +144,109 @@ def calibrate(
         ValueError: no similarity reaches `target`; the message gives the best bound, where it is
             reached, and the pair count.
     """
-    if not 0 < target < 1:
-        raise ValueError(f"threshold.target is {target}: give a precision in (0, 1)")
+    curve = precision_curve(
+        similarity_P, lookalike_P, seed_P, confidence=confidence, minimum_pairs=minimum_pairs
+    )
+    return choose(
+        curve,
+        target,
+        labelled=len(similarity_P),
+        confidence=confidence,
+        minimum_pairs=minimum_pairs,
+    )
+
+
+def precision_curve(
+    similarity_P: FloatArray,
+    lookalike_P: BoolArray,
+    seed_P: npt.NDArray[np.integer[Any]] | None = None,
+    *,
+    confidence: float = 0.95,
+    minimum_pairs: int = 30,
+) -> pa.Table:
+    """Lookalike precision of the pairs at or above each similarity, and its lower bound.
+
+    Pairs of equal similarity stay together: each distinct similarity s is judged by all pairs with
+    similarity >= s.
+
+    Args:
+        similarity_P: see `calibrate`.
+        lookalike_P: see `calibrate`.
+        seed_P: see `calibrate`.
+        confidence: one-sided level of the bound.
+        minimum_pairs: similarities with fewer pairs at or above them are left out.
+
+    Returns:
+        Schema `CURVE`, by falling similarity: pairs at or above it, their seeds, lookalikes among
+        them, precision and its bound.
+
+    Raises:
+        ValueError: a similarity is not finite, or `confidence` is no level.
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"threshold.confidence is {confidence}: give a level in (0, 1)")
     if not np.isfinite(similarity_P).all():
         raise ValueError("pairs with NaN similarity: rescore them from stored vectors")
-    if len(similarity_P) < max(minimum_pairs, 1):
-        raise ValueError(
-            f"{len(similarity_P)} labelled pairs, threshold.minimum_pairs is {minimum_pairs}: "
-            "label more clips, or set threshold.mode=fixed or threshold.fallback"
-        )
     order = np.argsort(-similarity_P, kind="stable")
     similarity_P, lookalike_P = similarity_P[order], lookalike_P[order]
     seed_P = np.arange(len(order)) if seed_P is None else seed_P[order]
     # Cumulative sums are complete only at the last pair of a run of equal similarities.
-    ends = np.flatnonzero(np.r_[similarity_P[1:] != similarity_P[:-1], True])
+    ends = np.flatnonzero(np.r_[similarity_P[1:] != similarity_P[:-1], True][: len(order)])
     ends = ends[ends + 1 >= max(minimum_pairs, 1)]
-    counts = _cumulative(lookalike_P, seed_P)
-    bound_E = _lower_bound(counts[:, ends], confidence)
+    if not len(ends):
+        return CURVE.empty_table()
+    counts = _cumulative(lookalike_P, seed_P)[:, ends]
+    pairs, lookalikes, seeds = counts[:3]
+    columns = [
+        similarity_P[ends].astype(np.float32),
+        pairs.astype(np.int64),
+        seeds.astype(np.int64),
+        lookalikes.astype(np.int64),
+        lookalikes / pairs,
+        _lower_bound(counts, confidence),
+    ]
+    return pa.table(columns, schema=CURVE)
+
+
+def choose(
+    curve: pa.Table, target: float, *, labelled: int, confidence: float, minimum_pairs: int
+) -> LookalikeThreshold:
+    """Smallest similarity of a curve whose bound reaches `target`.
+
+    Args:
+        curve: see `precision_curve`.
+        target: in (0, 1).
+        labelled: all pairs there were.
+        confidence: of the curve, for the message.
+        minimum_pairs: of the curve, for the message.
+
+    Raises:
+        ValueError: see `calibrate`.
+    """
+    if not 0 < target < 1:
+        raise ValueError(f"threshold.target is {target}: give a precision in (0, 1)")
+    if labelled < max(minimum_pairs, 1):
+        raise ValueError(
+            f"{labelled} labelled pairs, threshold.minimum_pairs is {minimum_pairs}: "
+            "label more clips, or set threshold.mode=fixed or threshold.fallback"
+        )
+    bound_E = curve["bound"].to_numpy()
     qualified = np.flatnonzero(bound_E >= target)
     if qualified.size == 0:
         best = int(np.argmax(bound_E))
+        at = curve.slice(best, 1).to_pylist()[0]
         raise ValueError(
             f"no similarity has lookalike precision >= {target} at {confidence:.0%} confidence: "
-            f"the best lower bound is {bound_E[best]:.3f} at similarity "
-            f"{similarity_P[ends[best]]:.4f} ({ends[best] + 1} of {len(similarity_P)} pairs): "
-            "label more clips, lower threshold.target, or set threshold.mode=fixed or "
-            "threshold.fallback"
+            f"the best lower bound is {at['bound']:.3f} at similarity {at['similarity']:.4f} "
+            f"({at['pairs']} of {labelled} pairs): label more clips, lower threshold.target, or "
+            "set threshold.mode=fixed or threshold.fallback"
         )
-    chosen = int(qualified[-1])
+    at = curve.slice(int(qualified[-1]), 1).to_pylist()[0]
     return LookalikeThreshold(
-        value=float(similarity_P[ends[chosen]]),
-        precision=float(bound_E[chosen]),
-        pairs=int(ends[chosen]) + 1,
-        seeds=int(counts[2, ends[chosen]]),
+        value=at["similarity"],
+        precision=at["bound"],
+        pairs=at["pairs"],
+        seeds=at["seeds"],
         mode="calibrated",
     )
 

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from scipy import stats
 
 from lsb.acquisition.seeds import hard_seeds
 from lsb.ids import sample_ids
 from lsb.labelled import Labelled
+from lsb.lookalike_plot import plot_precision
 from lsb.search.exact import SearchConfig, nearest
 from lsb.threshold import (
+    CURVE,
     LookalikeThreshold,
     ThresholdConfig,
     calibrate,
     fixed,
     labelled_pairs,
     precision_bound,
+    precision_curve,
 )
 
 
@@ -47,6 +53,37 @@ def test_worked_by_hand() -> None:
     assert found.precision == pytest.approx(expected, rel=1e-12)
     assert calibrate(similarity, lookalike, 0.925).value == float(np.float32(0.9))
     assert calibrate(similarity, lookalike, 0.6).value == float(np.float32(0.7))
+
+
+def test_the_curve_holds_counts_precision_and_bound_at_each_similarity() -> None:
+    similarity, lookalike = pairs((0.9, 40, 40), (0.8, 40, 38), (0.7, 40, 10), (0.95, 5, 5))
+    seed = np.arange(125) // 5
+    curve = precision_curve(similarity, lookalike, seed)
+    assert curve.schema == CURVE
+    np.testing.assert_array_equal(
+        curve["similarity"], np.asarray([0.9, 0.8, 0.7], np.float32), "0.95 has too few pairs"
+    )
+    assert curve["pairs"].to_pylist() == [45, 85, 125]
+    seeds = [len(set(seed[similarity >= s])) for s in np.asarray([0.9, 0.8, 0.7], np.float32)]
+    assert curve["seeds"].to_pylist() == seeds
+    assert curve["lookalikes"].to_pylist() == [45, 83, 93]
+    np.testing.assert_allclose(curve["precision"], [1, 83 / 85, 93 / 125])
+    chosen = calibrate(similarity, lookalike, 0.5, seed)
+    assert chosen.precision == curve["bound"][2].as_py()
+    assert precision_curve(similarity[:0], lookalike[:0]).num_rows == 0
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_the_picture_of_a_curve_is_written_with_and_without_pairs(
+    tmp_path: Path, rows: int
+) -> None:
+    similarity, lookalike = pairs((0.9, 40, 40), (0.8, 40, 38), (0.7, 40, 10))
+    curve = precision_curve(similarity, lookalike).slice(0, rows)
+    for name in ("a.png", "b.png"):
+        plot_precision(tmp_path / name, curve, target=0.9, threshold=fixed(0.8))
+    first, second = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
+    assert first == second
+    assert Image.open(tmp_path / "a.png").size == (770, 660)
 
 
 def test_pairs_of_equal_similarity_stay_together() -> None:
