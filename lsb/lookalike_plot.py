@@ -32,7 +32,7 @@ def plot_precision(
     similarity = curve["similarity"].to_numpy()
     above.step(similarity, curve["precision"], where="pre", color="tab:blue", label="precision")
     above.step(
-        similarity, curve["bound"], where="pre", color="tab:blue", ls="--", label="its bound"
+        similarity, curve["bound"], where="pre", color="tab:blue", ls="--", label="its lower bound"
     )
     above.axhline(target, color="grey", lw=1, ls=":", label=f"target {target:g}")
     above.set_ylim(0, 1.02)
