@@ -79,10 +79,8 @@ class Exact(Method):
             lookalike_threshold=LT,
             exclude=NONE,
         )
-        place = {name: number for number, name in enumerate(ids.tolist())}
-        query = np.asarray(
-            [place[name] for name in from_arrow(hits.table["seed_id"]).tolist()], int
-        )
+        order = np.argsort(ids)
+        query = order[np.searchsorted(ids[order], from_arrow(hits.table["seed_id"]))]
         rank = hits.table["rank"].to_numpy() - 1
         found = Found(np.full((len(ids), K), -1, np.int64), np.full((len(ids), K), -2, np.float32))
         found.row[query, rank] = hits.row

@@ -104,6 +104,15 @@ struct Scan {
 
   double wanted(int32_t seed) const { return std::max(floor, double(bound[seed])); }
 
+  // Keep a hit. A list is cut when it is half as long again as it may be, and grows no further.
+  void keep(int32_t seed, const Hit& hit) {
+    auto& list = hits[seed];
+    const size_t most = size_t(limit) + std::max(16, limit / 2);
+    if (list.size() == list.capacity()) list.reserve(std::min(most, 2 * list.size() + 4));
+    list.push_back(hit);
+    if (list.size() >= most) cut(seed);
+  }
+
   bool cut(int32_t seed) {
     auto& list = hits[seed];
     std::nth_element(list.begin(), list.begin() + (limit - 1), list.end(), better);
@@ -236,9 +245,7 @@ struct Work {
       rescored++;
       const float score = rescore(x, q, d, terms);
       if (!(double(score) >= scan.floor) || score < scan.bound[pair.seed]) continue;
-      auto& list = scan.hits[pair.seed];
-      list.push_back({score, rows.first_row + row, id});
-      if (int(list.size()) >= 2 * scan.limit + 8) scan.cut(pair.seed);
+      scan.keep(pair.seed, {score, rows.first_row + row, id});
     }
     counters.rescored.fetch_add(rescored, std::memory_order_relaxed);
     found.clear();
