@@ -25,6 +25,8 @@ ALIGNMENT = 32
 """`_int_mm` wants shapes that are multiples of 8 on CUDA, and more than 16 rows."""
 FIRST_ROWS = 128
 ROWS_AT_A_TIME = {"cpu": 2048, "cuda": 65_536}
+PAIRS_AT_A_TIME = {"cpu": 1 << 24, "cuda": 1 << 28}
+"""Rows times seeds: while nothing bounds a list all of them are candidates, and are held."""
 CACHED_TILE = (256, 512)
 """Rows and seeds multiplied at a time on a CPU: their products stay in a core's cache."""
 SEEDS_AT_A_TIME = 4096
@@ -70,7 +72,8 @@ class IntMmScan:
         self._best = NeighbourLists(len(seeds), limit)
         self._step = step
         codes = encode_seeds(without_prefix(seeds.vectors.shape[1], step), seeds.vectors)
-        self._rows_at_a_time = ROWS_AT_A_TIME[device]
+        held = PAIRS_AT_A_TIME[device] // max(1, len(seeds))
+        self._rows_at_a_time = max(FIRST_ROWS, min(ROWS_AT_A_TIME[device], held))
         self._rows = FIRST_ROWS
         self._vectors = torch.from_numpy(seeds.vectors).to(self.device)
         products = CachedProducts if device == "cpu" else DeviceProducts
