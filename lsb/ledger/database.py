@@ -119,6 +119,12 @@ def version_of(engine: sa.Engine | sa.Connection) -> int | None:
     return versions[0] if len(versions) == 1 else 0
 
 
+def _given(engine: sa.Engine) -> str:
+    """What a command takes for this ledger: the path of a file, or the URL."""
+    path = engine.url.database if engine.dialect.name == "sqlite" else None
+    return path or name_of(engine)
+
+
 def _url(location: str | Path) -> sa.URL:
     if not isinstance(location, str) or "://" not in location:
         return sa.URL.create("sqlite", database=str(location))
@@ -169,7 +175,8 @@ def _require_version(engine: sa.Engine, create: bool, upgrade: bool) -> None:
     if found is not None and not upgrade:
         raise ValueError(
             f"{name_of(engine)} has ledger schema version {found}, this release reads "
-            f"{SCHEMA_VERSION}: bring it up to date with python -m lsb.ledger migrate"
+            f"{SCHEMA_VERSION}: bring it up to date with python -m lsb.ledger migrate "
+            f"{_given(engine)}"
         )
     with writing(engine) as connection:
         # Somebody else may have done it while this process waited for the lock.

@@ -363,16 +363,13 @@ class Ledger:
             query = query.where(ANNOTATED.c.round <= through_round)
         with self.engine.connect() as connection:
             annotations = all_rows(connection, query)
-            measured = {
-                (row["clip_id"], row["task"]) for row in all_rows(connection, sa.select(GOLD))
-            }
             adjudications = [
                 row
                 for row in read_adjudications(connection)
                 if set(row["sources"]) <= set(sources)
                 and (through_round is None or row["round"] <= through_round)
             ]
-        return counted_labels(annotations, adjudications, measured)
+        return counted_labels(annotations, adjudications, self.measured())
 
     def labelled_ids(self, through_round: int | None = None) -> IdArray:
         """Ids of clips with a label of any source, ascending, (N,) S16."""
@@ -415,6 +412,11 @@ class Ledger:
         """Known labels: those of the table `gold`, then labels of source gold."""
         with self.engine.connect() as connection:
             return known_labels(connection)
+
+    def measured(self, key: str | None = None) -> dict[Item, int]:
+        """Items of the table `gold` alone, of a clip or of all, with their labels."""
+        query = sa.select(GOLD) if key is None else sa.select(GOLD).where(GOLD.c.key == key)
+        return {(row["clip_id"], row["task"]): int(row["label"]) for row in self._rows(query)}
 
     def costs(self) -> list[Row]:
         """All rows of `costs`, by (round, payee, entry)."""

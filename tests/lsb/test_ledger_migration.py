@@ -151,7 +151,9 @@ def test_opening_for_reading_leaves_it_and_names_the_command(
 ) -> None:
     write_version_1(ledger_location)
     before = content(ledger_location)
-    with pytest.raises(ValueError, match=r"version 1, this release reads 2: .*lsb.ledger migrate"):
+    with pytest.raises(
+        ValueError, match=r"version 1, this release reads 2: .*lsb.ledger migrate \S"
+    ):
         Ledger.open(ledger_location, create=False)
     assert content(ledger_location) == before
     assert main(["migrate", ledger_location]) == 0
