@@ -130,7 +130,7 @@ def _url(location: str | Path) -> sa.URL:
         return sa.URL.create("sqlite", database=str(location))
     try:
         url = sa.make_url(location)
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError) as error:
         raise ValueError(
             "the ledger's URL cannot be read: write postgresql+psycopg://user@host/database"
         ) from error
