@@ -1,4 +1,4 @@
-"""Look after a ledger: `python -m lsb.ledger migrate|adjudicate|queue LEDGER`.
+"""Look after a ledger: `python -m lsb.ledger migrate|gold|cost|adjudicate|queue LEDGER ...`.
 
 A LEDGER is the path of an SQLite file, or a URL: postgresql+psycopg://user@host/database.
 """
@@ -8,9 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import pyarrow as pa
+from pyarrow import csv
+
+from lsb.ids import sample_ids, texts, to_arrow
 from lsb.ledger.ledger import Ledger
 from lsb.ledger.merge import POLICIES, MergeConfig
+from lsb.ledger.rows import GOLD_LABELS
 from lsb.ledger.tables import SCHEMA_VERSION
 
 
@@ -32,6 +38,18 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("migrate", help="bring an older ledger to this release's version")
     command.set_defaults(run=_migrate)
     command.add_argument("ledger", metavar="LEDGER")
+    command = commands.add_parser("gold", help="add known labels, to measure annotators by")
+    command.set_defaults(run=_gold)
+    command.add_argument("ledger", metavar="LEDGER")
+    command.add_argument("file", type=Path, metavar="FILE.csv", help="columns key, task, label")
+    command = commands.add_parser("cost", help="add what labels cost")
+    command.set_defaults(run=_cost)
+    command.add_argument("ledger", metavar="LEDGER")
+    command.add_argument("--round", type=int, required=True)
+    command.add_argument("--payee", required=True, help="labeller or source")
+    command.add_argument("--unit-price", type=float, required=True, help="in units of your choice")
+    command.add_argument("--count", type=int, required=True, help="labels paid for")
+    command.add_argument("--entry", default="", help="tells payments of a round apart")
     command = commands.add_parser("adjudicate", help="merge the answers of several annotators")
     command.set_defaults(run=_adjudicate)
     command.add_argument("ledger", metavar="LEDGER")
@@ -51,6 +69,39 @@ def _parser() -> argparse.ArgumentParser:
 def _migrate(options: argparse.Namespace) -> int:
     with Ledger.open(options.ledger, create=False, migrate=True) as ledger:
         print(f"{ledger.name} is at version {SCHEMA_VERSION}: {len(ledger.rounds())} rounds")
+    return 0
+
+
+def _gold(options: argparse.Namespace) -> int:
+    gold = _read_gold(options.file)
+    with Ledger.open(options.ledger, create=False, migrate=True) as ledger:
+        added = ledger.add_gold(gold)
+    print(f"{added:,} of {gold.num_rows:,} gold labels are new")
+    return 0
+
+
+def _read_gold(path: Path) -> pa.Table:
+    """Schema `GOLD_LABELS` from a CSV file."""
+    names = GOLD_LABELS.names[1:]
+    kinds = {name: GOLD_LABELS.field(name).type for name in names}
+    options = csv.ConvertOptions(column_types=kinds, include_columns=names)
+    try:
+        read = csv.read_csv(path, convert_options=options)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise ValueError(
+            f"{path} is no table of {', '.join(names)} ({error}): write one label a line below "
+            "these names"
+        ) from error
+    ids = to_arrow(sample_ids(texts(read["key"])))
+    return pa.table([ids, *(read[name] for name in names)], schema=GOLD_LABELS)
+
+
+def _cost(options: argparse.Namespace) -> int:
+    with Ledger.open(options.ledger, create=False, migrate=True) as ledger:
+        new = ledger.record_cost(
+            options.round, options.payee, options.unit_price, options.count, entry=options.entry
+        )
+    print("recorded" if new else "was recorded already")
     return 0
 
 

@@ -121,3 +121,33 @@ def test_two_processes_that_create_one_ledger_make_one(
     assert [out for out, _ in told] == ["0\n"] * 4, told
     with Ledger.open(ledger_location, create=False) as ledger, ledger.engine.connect() as found:
         assert found.execute(sa.text("SELECT version FROM schema_version")).all() == [(2,)]
+
+
+def test_schemas_hold_several_ledgers_in_one_database(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        for name in ("arm1", "arm2"):
+            connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+    engine.dispose()
+    one, other = (f"{url}&options=-csearch_path%3D{name}" for name in ("arm1", "arm2"))
+    with Ledger.open(one) as first, Ledger.open(other) as second:
+        first.record_round(record(1), CHOSEN.empty_table(), None)
+        assert ([held.round for held in first.rounds()], second.rounds()) == ([1], [])
+
+
+def test_a_connection_that_the_server_closed_is_made_anew(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    with Ledger.open(url) as ledger:
+        ledger.record_round(record(1), CHOSEN.empty_table(), None)
+        killer = sa.create_engine(url)
+        with killer.begin() as connection:
+            connection.execute(
+                sa.text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        killer.dispose()
+        assert ledger.record_round(record(2), CHOSEN.empty_table(), None)
+        assert [held.round for held in ledger.rounds()] == [1, 2]
