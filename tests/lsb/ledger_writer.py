@@ -13,7 +13,7 @@ import sys
 import pyarrow as pa
 import sqlalchemy as sa
 
-from lsb.annotate import annotation_table
+from lsb.annotate import ANNOTATIONS
 from lsb.ids import sample_ids, to_bytes
 from lsb.ledger import Ledger
 
@@ -28,13 +28,15 @@ def labeller_of(number: int) -> str:
 
 def batch(numbers: range) -> pa.Table:
     keys = [f"clip-{number:06d}" for number in numbers]
-    tables = [
-        annotation_table([clip], [key], ["x"], [label_of(n)], source="human", labeller=who)
-        for clip, key, n, who in zip(
-            to_bytes(sample_ids(keys)), keys, numbers, map(labeller_of, numbers), strict=True
-        )
-    ]
-    return pa.concat_tables(tables).combine_chunks()
+    columns = {
+        "id": to_bytes(sample_ids(keys)),
+        "key": keys,
+        "task": ["x"] * len(keys),
+        "label": [label_of(number) for number in numbers],
+        "source": ["human"] * len(keys),
+        "labeller": [labeller_of(number) for number in numbers],
+    }
+    return pa.table(columns, schema=ANNOTATIONS)
 
 
 def main() -> None:
