@@ -157,7 +157,8 @@ def _engine(url: sa.URL) -> sa.Engine:
         )
     except ImportError as error:
         raise ValueError(
-            f"a ledger in PostgreSQL needs the package {error.name}: pip install 'vlmae[postgres]'"
+            f"a ledger in PostgreSQL needs the package psycopg ({error}): pip install "
+            "'vlmae[postgres]'"
         ) from error
 
 

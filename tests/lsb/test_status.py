@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_what_is_no_ledger_is_one_line(
     assert message in captured.err
     assert "secret" not in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_driver_the_extra_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert main(["postgresql://me@/growth"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "needs the package psycopg" in error
+    assert error.endswith("pip install 'vlmae[postgres]'\n")
 
 
 def test_an_empty_database_is_no_ledger(
