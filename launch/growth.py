@@ -82,6 +82,7 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
             clock = _Clock(folder, say, f"{settings.arm}, round {number}")
             if brought is not None and brought.stage is not None:
                 _annotate(settings, shared, ledger, brought, number, clock)
+            ledger.adjudicate(settings.merge)
             labelled = _labelled(settings, ledger, number)
             trained = clock.run("train", partial(train_stage, settings, shared, labelled, gold))
             measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))

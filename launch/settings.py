@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
+from lsb.ledger import MergeConfig
 from lsb.search.config import NOT_HASHED as SEARCH_NOT_HASHED
 from lsb.search.config import SearchConfig
 from lsb.search.faiss_config import FaissConfig
@@ -94,6 +95,7 @@ class Settings:
         evaluate: metrics.
         expand: acquisition, seeds, LT, search, selection.
         oracle: noise and seed of the simulated annotator.
+        merge: how the answers of several annotators become one label.
         identity: the composed config without keys that do not change results.
     """
 
@@ -120,6 +122,7 @@ class Settings:
     evaluate: EvaluateConfig
     expand: ExpandConfig
     oracle: OracleOptions
+    merge: MergeConfig
     identity: dict[str, Any]
 
     @property
@@ -189,6 +192,7 @@ class Settings:
                 selection=build("selection", SelectionConfig, values["selection"]),
             ),
             oracle=checked("oracle", OracleOptions, values["oracle"]),
+            merge=build("ledger", MergeConfig, values["ledger"]),
             identity=_identity(values),
         )
 

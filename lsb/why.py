@@ -1,8 +1,10 @@
 """Why a clip is in the training set: `python -m lsb.why <clip key> [--ledger PATH]...`.
 
-Prints the chain behind it: round, arm, seed, similarity, LT, model and store, then its labels. If
-the seed was itself chosen in an earlier round, its chain follows, indented. Without --ledger every
-runs/<experiment>/<arm>/ledger.sqlite below $VLMAE_RUNS (or ./runs) is asked, newest first.
+Prints the chain behind it: round, arm, seed, similarity, LT, model and store, then all its labels
+and what was adjudicated from them. If the seed was itself chosen in an earlier round, its chain
+follows, indented. Without --ledger every runs/<experiment>/<arm>/ledger.sqlite below $VLMAE_RUNS
+(or ./runs) is asked, newest first. A ledger is the path of an SQLite file, or a URL:
+postgresql+psycopg://user@host/database.
 """
 
 from __future__ import annotations
@@ -13,32 +15,33 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.tree import Tree
 
 from lsb.ledger import Ledger, Row
+from lsb.ledger.console import console
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line entry point; returns the exit code: 0, or 2 for an unknown clip or ledger."""
     parser = argparse.ArgumentParser(prog="python -m lsb.why", description=__doc__.splitlines()[0])
     parser.add_argument("key", help="clip key")
-    parser.add_argument("--ledger", action="append", metavar="PATH", help="may be repeated")
+    parser.add_argument("--ledger", action="append", metavar="PATH or URL", help="may be repeated")
     options = parser.parse_args(arguments)
     runs = Path(os.environ.get("VLMAE_RUNS", "runs"))
     found = options.ledger or sorted(runs.glob("*/*/ledger.sqlite"), key=_newest_first)
     if not found:
         print(f"no {runs}/*/*/ledger.sqlite: run a round or give --ledger PATH", file=sys.stderr)
         return 2
-    width = None if sys.stdout.isatty() else 160
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    out = console()
     keys: set[str] = set()
+    asked: list[str] = []
     shown = False
     try:
         for location in found:
             with Ledger.open(location, create=False) as ledger:
+                asked.append(_title(location, ledger))
                 if ledger.candidacies(options.key) or ledger.annotations(options.key):
-                    console.print(_chain(ledger, options.key, str(location)))
+                    out.print(_chain(ledger, options.key, asked[-1]))
                     shown = True
                 else:
                     keys.update(ledger.keys())
@@ -49,12 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     near = difflib.get_close_matches(options.key, sorted(keys), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "no key is near it"
-    print(f"unknown clip {options.key!r} in {', '.join(map(str, found))}: {hint}", file=sys.stderr)
+    print(f"unknown clip {options.key!r} in {', '.join(asked)}: {hint}", file=sys.stderr)
     return 2
 
 
 def _newest_first(path: Path) -> tuple[float, str]:
     return -path.stat().st_mtime, str(path)
+
+
+def _title(location: str | Path, ledger: Ledger) -> str:
+    """The path as it was given; a URL without its password."""
+    return ledger.name if "://" in str(location) else str(location)
 
 
 def _chain(ledger: Ledger, key: str, title: str) -> Tree:
@@ -66,6 +74,8 @@ def _chain(ledger: Ledger, key: str, title: str) -> Tree:
             branch.add(_reason(row))
             branch.add(f"checkpoint {row['checkpoint_hash']}\nstore {row['store_hash']}")
         for line in _labels(ledger.annotations(clip)):
+            branch.add(line)
+        for line in _decisions(ledger, clip):
             branch.add(line)
         seeds = [row["seed_key"] for row in chosen if row["seed_key"] is not None]
         if not seeds or seeds[-1] in seen:
@@ -95,6 +105,24 @@ def _labels(rows: list[Row]) -> list[str]:
         line = f"{origin} at {row['labelled_at']}"
         together.setdefault(line, []).append(f"{row['task']}={row['label']}")
     return [f"{' '.join(labels)}: {line}" for line, labels in together.items()] or ["no label"]
+
+
+def _decisions(ledger: Ledger, clip: str) -> list[str]:
+    """What was decided from several labels, and labels that are known and measure annotators."""
+    lines = []
+    for row in ledger.adjudications(clip):
+        label = "unresolved" if row["label"] is None else row["label"]
+        evidence = sorted(row["evidence"])
+        origin = ", ".join(f"{labeller} in round {number}" for labeller, number in evidence)
+        lines.append(
+            f"{row['task']}={label}: adjudicated by {row['policy']}, share "
+            f"{row['confidence']:.3f}, from {origin} at {row['adjudicated_at']}"
+        )
+    measured = sorted(ledger.measured(clip).items())
+    return [
+        *lines,
+        *(f"{task}={label}: known, measures annotators" for (_, task), label in measured),
+    ]
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from postgres_server import PostgresServer, postgres
 
 from lsb.artifact import Part, Stage, run_stage
 from lsb.store import Store, part_files, write_part
+
+__all__ = ["postgres"]  # a fixture
 
 
 def pool_rows(keys: list[str], columns: dict[str, np.ndarray] | None = None) -> pa.Table:
@@ -84,3 +87,12 @@ def unit() -> Callable[..., np.ndarray]:
         return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a new ledger may be made: a path, and a URL of an empty PostgreSQL database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "runs" / "ledger.sqlite")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -66,15 +67,16 @@ def content(ledger: Ledger) -> dict[str, list[tuple[object, ...]]]:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger.open(tmp_path / "runs" / "ledger.sqlite")
+def ledger(ledger_location: str) -> Iterator[Ledger]:
+    with Ledger.open(ledger_location) as ledger:
+        yield ledger
 
 
-def test_records_and_gives_back(ledger: Ledger, tmp_path: Path) -> None:
+def test_records_and_gives_back(ledger: Ledger, ledger_location: str) -> None:
     table = chosen("b", "a", seed="gold", similarity=0.1)
     assert ledger.record_round(record(), table, labels({("a", "x"): 1}), labelled_at=NOON)
     ledger.close()
-    with Ledger.open(tmp_path / "runs" / "ledger.sqlite", create=False) as again:
+    with Ledger.open(ledger_location, create=False) as again:
         assert again.rounds() == [record()]
         row = again.candidacies("b")[0]
         assert row["similarity"] == float(np.float32(0.1))
@@ -201,14 +203,16 @@ def test_database_itself_refuses_orphans_and_unknown_sources(ledger: Ledger) -> 
         connection.execute(sa.insert(ANNOTATED), [{**row, "source": "guess"}])
 
 
-def test_other_versions_and_other_files_are_refused(ledger: Ledger, tmp_path: Path) -> None:
-    path = Path(str(ledger.engine.url.database))
+def test_a_newer_version_is_refused(ledger: Ledger, ledger_location: str) -> None:
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE schema_version SET version = 99"))
     ledger.close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE schema_version SET version = 99")
-    connection.close()
-    with pytest.raises(ValueError, match="schema version 99, this release reads 1: open it with"):
-        Ledger.open(path)
+    for create in (True, False):
+        with pytest.raises(ValueError, match="version 99, this release reads 2: open it with"):
+            Ledger.open(ledger_location, create=create)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.sqlite"
     with sqlite3.connect(foreign) as connection:
         connection.execute("CREATE TABLE t (a)")
@@ -252,8 +256,10 @@ ledger.record_round(record(1), chosen(*keys), labels({(k, "x"): 1 for k in keys}
 @pytest.mark.parametrize(
     "when", ["INSERT INTO rounds", "INSERT INTO candidates", "INSERT INTO annotations", "COMMIT"]
 )
-def test_kill_in_the_transaction_leaves_nothing_of_it(tmp_path: Path, when: str) -> None:
-    path = tmp_path / "ledger.sqlite"
+def test_kill_in_the_transaction_leaves_nothing_of_it(
+    ledger_location: str, tmp_path: Path, when: str
+) -> None:
+    path = ledger_location
     with Ledger.open(path) as ledger:
         ledger.record_round(record(0), chosen("a"), labels({("a", "x"): 1}), labelled_at=NOON)
         before = content(ledger)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from annotated_ledger import fill as fill_annotated
 
 from lsb.annotate import annotation_table
 from lsb.ids import sample_id
@@ -72,6 +73,28 @@ def test_prints_the_whole_chain(tmp_path: Path, capsys: pytest.CaptureFixture[st
         )
     ]
     assert places == sorted(places)
+
+
+def test_shows_every_annotation_and_what_was_decided(
+    ledger_location: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_annotated(ledger_location)
+    policy = "majority(agreement=0.5, minimum_annotators=1, sources=human+oracle)"
+    at = "2026-01-02T12:00:00+00:00"
+    for clip, expected in {
+        "a": [
+            "x=1: human by ann in round 1", "x=1: human by bob in round 1",
+            f"x=1: adjudicated by {policy}, share 1.000",
+            f"from ann in round 1, bob in round 1 at {at}",
+            "from seed", "x=1: gold by release in round 0",
+        ],
+        "b": ["x=1: human by ann", "x=0: human by bob", f"x=unresolved: adjudicated by {policy}"],
+        "c": ["x=1: human by ann", "x=0: human by bob", "x=1: known, measures annotators"],
+    }.items():  # fmt: skip
+        assert main([clip, "--ledger", ledger_location]) == 0
+        output = " ".join(line.strip("│├└─ ") for line in capsys.readouterr().out.splitlines())
+        places = [output.index(text) for text in expected]
+        assert places == sorted(places)
 
 
 def test_cycles_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

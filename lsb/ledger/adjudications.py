@@ -1,0 +1,140 @@
+"""Adjudications in the database: what was decided about an item, and from which annotations."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from lsb.ids import ID_TYPE
+from lsb.ledger.database import all_rows
+from lsb.ledger.merge import Decision
+from lsb.ledger.quality import Item, Votes
+from lsb.ledger.rows import ANNOTATION_KEY, by_text
+from lsb.ledger.tables import ADJUDICATIONS, ANNOTATED, EVIDENCE, GOLD, Row
+
+QUEUE_FIELDS: dict[str, pa.DataType] = {
+    "id": ID_TYPE,
+    "key": pa.string(),
+    "task": pa.string(),
+    "labels": pa.list_(pa.int8()),
+    "labellers": pa.list_(pa.string()),
+    "confidence": pa.float64(),
+    "policy": pa.string(),
+}
+QUEUE = pa.schema(QUEUE_FIELDS)
+
+
+def known_labels(connection: sa.Connection) -> dict[Item, int]:
+    """Item -> gold label: of the table `gold`, else the last annotation of source gold."""
+    annotated = all_rows(connection, sa.select(ANNOTATED).where(ANNOTATED.c.source == "gold"))
+    rows = [*by_text(annotated, "round", "labeller"), *all_rows(connection, sa.select(GOLD))]
+    return {(row["clip_id"], row["task"]): int(row["label"]) for row in rows}
+
+
+def read_adjudications(connection: sa.Connection, key: str | None = None) -> list[Row]:
+    """Every decision about a clip, or about all, by (clip_id, task, number).
+
+    Returns:
+        Rows of `adjudications` with `evidence`, a set of (labeller, round), and `sources`, the set
+        of sources of these annotations.
+    """
+    query = sa.select(ADJUDICATIONS)
+    same = [EVIDENCE.c[name] == ANNOTATED.c[name] for name in (*ANNOTATION_KEY, "round")]
+    origins = sa.select(EVIDENCE, ANNOTATED.c.source).join(ANNOTATED, sa.and_(*same))
+    if key is not None:
+        query = query.where(ADJUDICATIONS.c.key == key)
+        origins = origins.where(ANNOTATED.c.key == key)
+    evidence: dict[tuple[str, str, int], set[tuple[str, int]]] = defaultdict(set)
+    sources: dict[tuple[str, str, int], set[str]] = defaultdict(set)
+    for row in all_rows(connection, origins):
+        place = (row["clip_id"], row["task"], row["number"])
+        evidence[place].add((row["labeller"], row["round"]))
+        sources[place].add(row["source"])
+    rows = by_text(all_rows(connection, query), "clip_id", "task", "number")
+    for row in rows:
+        place = (row["clip_id"], row["task"], row["number"])
+        row["evidence"], row["sources"] = evidence[place], sources[place]
+    return rows
+
+
+def write_decisions(
+    connection: sa.Connection,
+    decisions: Mapping[Item, Decision],
+    votes: Votes,
+    policy: str,
+    time: str,
+) -> int:
+    """Record decisions whose label, policy or evidence are not those of the item's last one.
+
+    Args:
+        connection: in a writing transaction that holds the ledger's write lock.
+        decisions: item -> decision.
+        votes: that they were made from.
+        policy: `MergeConfig.name`.
+        time: of the decisions, in UTC.
+
+    Returns:
+        How many were recorded.
+    """
+    last = {(row["clip_id"], row["task"]): row for row in read_adjudications(connection)}
+    changed: list[Row] = []
+    evidence: list[Row] = []
+    for item, decision in decisions.items():
+        answers = votes[item]
+        origin = {(labeller, row["round"]) for labeller, row in answers.items()}
+        held = last.get(item)
+        if held is not None:
+            before = (held["label"], held["policy"], held["evidence"])
+            if before == (decision.label, policy, origin):
+                continue
+        place = {
+            "clip_id": item[0],
+            "task": item[1],
+            "number": 1 if held is None else held["number"] + 1,
+        }
+        changed.append(
+            {
+                **place,
+                "key": next(iter(answers.values()))["key"],
+                "label": decision.label,
+                "confidence": decision.confidence,
+                "policy": policy,
+                "round": max(number for _, number in origin),
+                "adjudicated_at": time,
+            }
+        )
+        evidence += [
+            {**place, "labeller": labeller, "round": number} for labeller, number in sorted(origin)
+        ]
+    if changed:
+        connection.execute(sa.insert(ADJUDICATIONS), changed)
+        connection.execute(sa.insert(EVIDENCE), evidence)
+    return len(changed)
+
+
+def read_queue(connection: sa.Connection) -> pa.Table:
+    """See `Ledger.queue`."""
+    last = {(row["clip_id"], row["task"]): row for row in read_adjudications(connection)}
+    known = known_labels(connection)
+    answers = {
+        (row["clip_id"], row["task"], row["labeller"], row["round"]): row["label"]
+        for row in all_rows(connection, sa.select(ANNOTATED))
+    }
+    rows = []
+    for item in sorted(last, key=lambda item: (last[item]["confidence"], item)):
+        row = last[item]
+        if row["label"] is not None or item in known:
+            continue
+        evidence = sorted(row["evidence"])
+        rows.append(
+            {
+                "id": bytes.fromhex(row["clip_id"]),
+                "labels": [answers[(*item, *origin)] for origin in evidence],
+                "labellers": [labeller for labeller, _ in evidence],
+                **{name: row[name] for name in ("key", "task", "confidence", "policy")},
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=QUEUE)

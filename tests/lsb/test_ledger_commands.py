@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from annotated_ledger import fill
+from test_ledger import labels
+
+from lsb.ids import sample_id
+from lsb.ledger import Ledger
+from lsb.ledger.__main__ import main
+
+
+def test_adjudicate_and_queue(ledger_location: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(ledger_location)
+    assert main(["queue", ledger_location]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "b\tx\t0.500\tann 1, bob 0\n"
+    assert captured.err == "1 items to ask another annotator about\n"
+    with Ledger.open(ledger_location, create=False) as ledger:
+        ledger.import_annotations(1, labels({("b", "x"): 0}, "human", "cy"))
+    assert main(["adjudicate", ledger_location]) == 0
+    policy = "majority(agreement=0.5, minimum_annotators=1, sources=human+oracle)"
+    assert capsys.readouterr().out == (
+        f"{policy}: 2 items decided, 2 resolved, 0 to be asked again; 1 decisions are new\n"
+    )
+    assert main(["queue", ledger_location]) == 0
+    assert capsys.readouterr().out == ""
+    command = ["--policy", "gold_weighted", "--agreement", "0.9", "--minimum-annotators", "2"]
+    assert main(["adjudicate", ledger_location, *command, "--sources", "human"]) == 0
+    assert "gold_weighted(agreement=0.9" in capsys.readouterr().out
+
+
+def test_gold_and_costs_are_added_once(
+    ledger_location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(ledger_location)
+    file = tmp_path / "gold.csv"
+    file.write_text("task,label,note,key\nx,1,sure,c\nx,0,,b\n")
+    for expected in ("1 of 2 gold labels are new\n", "0 of 2 gold labels are new\n"):
+        assert main(["gold", ledger_location, str(file)]) == 0
+        assert capsys.readouterr().out == expected
+    cost = ["--round", "2", "--payee", "model", "--unit-price", "0.01", "--count", "1"]
+    for expected in ("recorded\n", "was recorded already\n"):
+        assert main(["cost", ledger_location, *cost]) == 0
+        assert capsys.readouterr().out == expected
+    with Ledger.open(ledger_location, create=False) as ledger:
+        assert ledger.measured("b") == {(sample_id("b").hex(), "x"): 0}
+        assert ledger.costs()[-1]["payee"] == "model"
+
+
+@pytest.mark.parametrize("text", ["key,task\na,x\n", "key,task,label\na,x,yes\n", ""])
+def test_a_file_without_gold_labels_is_one_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = str(tmp_path / "l.sqlite"), tmp_path / "gold.csv"
+    fill(path)
+    file.write_text(text)
+    assert main(["gold", path, str(file)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "gold.csv is no table of key, task, label" in error
+    assert main(["gold", path, str(tmp_path / "none.csv")]) == 2
+    assert "none.csv" in capsys.readouterr().err
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "l.sqlite")
+    fill(path)
+    assert main(["adjudicate", path, "--agreement", "1.5"]) == 2
+    assert capsys.readouterr().err == "error: ledger.agreement is 1.5: give a share in [0, 1)\n"
+    for name in ("adjudicate", "queue"):
+        assert main([name, str(tmp_path / "absent")]) == 2
+        assert "absent does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["lsb.ledger", "lsb.status", "lsb.export", "lsb.why"])
+def test_modules_run_and_explain_themselves(module: str) -> None:
+    command = [sys.executable, "-m", module, "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert f"python -m {module}" in told.stdout
+    assert told.stderr == ""
