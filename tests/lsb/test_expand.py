@@ -208,8 +208,8 @@ def test_inputs_that_do_not_fit_are_refused(
     narrow = make_store(unit(20, 4), [f"n{i}" for i in range(20)], scores)
     with pytest.raises(ValueError, match=r"vectors of dimension 16, store .* of 4"):
         run(narrow)
-    with pytest.raises(ValueError, match=r"acquisition\.name is 'margin'"):
-        AcquisitionConfig("margin")
+    with pytest.raises(ValueError, match=r"acquisition\.name is 'coin'"):
+        AcquisitionConfig("coin")
     bare = make_store(WORLD.vectors, WORLD.keys)
     with pytest.raises(ValueError, match="no column 'probability_policy'"):
         run(bare)
