@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lsb.ids import IdArray, from_arrow, to_hex
 from lsb.order import descending, member
-from lsb.store import Store, VectorArray
+from lsb.store import Store, StorePart, VectorArray
 
 FloatArray = npt.NDArray[np.float64]
 RowArray = npt.NDArray[np.int64]
@@ -26,21 +26,27 @@ class PoolBlock:
 
     Attributes:
         ids: (n,) S16.
-        first_row: number in the store of the first.
         columns: name -> (n,) float64.
-        part_vectors: (rows, D) of the whole part, not read.
+        part: of the store.
         start: number in the part of the first row.
     """
 
     ids: IdArray
-    first_row: int
     columns: dict[str, FloatArray]
-    part_vectors: VectorArray
+    part: StorePart
     start: int
 
+    @property
+    def first_row(self) -> int:
+        """Number in the store of the first row."""
+        return self.part.first_row + self.start
+
     def vectors(self) -> VectorArray:
-        """(n, D) as stored: a memory-mapped view, of a remote store read now."""
-        return self.part_vectors[self.start : self.start + len(self.ids)]
+        """(n, D) as stored: a memory-mapped view, of a remote store read now.
+
+        The part is mapped anew for each block: pages of a mapping count as memory until it goes.
+        """
+        return self.part.vectors()[self.start : self.start + len(self.ids)]
 
 
 Score = Callable[[PoolBlock], FloatArray]
@@ -171,7 +177,7 @@ def pool_blocks(store: Store, columns: Sequence[str], block_rows: int) -> Iterat
     """
     store.require_columns(columns)
     for part in store.parts:
-        vectors_ND, start = part.vectors(), 0
+        start = 0
         for batch in part.row_blocks(["id", *columns], block_rows):
             values = {
                 name: np.asarray(
@@ -180,5 +186,5 @@ def pool_blocks(store: Store, columns: Sequence[str], block_rows: int) -> Iterat
                 for name in columns
             }
             ids = from_arrow(batch.column("id"))
-            yield PoolBlock(ids, part.first_row + start, values, vectors_ND, start)
+            yield PoolBlock(ids, values, part, start)
             start += batch.num_rows

@@ -24,7 +24,7 @@ def test_worked_by_hand() -> None:
     assert dropout_variance(np.asarray([[0.2], [0.4], [0.9]])) == pytest.approx([0.26 / 3])
 
 
-def test_against_scipy_free_definitions() -> None:
+def test_agrees_with_the_definitions() -> None:
     passes = np.random.default_rng(0).random((7, 40))
     assert dropout_variance(passes) == pytest.approx(passes.var(axis=0))
 
