@@ -107,7 +107,7 @@ def _is_calibrated(config: ExpandConfig) -> bool:
 
 def identity_of(config: ExpandConfig) -> dict[str, Any]:
     """What of the settings can change a result; of an index everything may."""
-    values = asdict(config)
+    values = {**asdict(config), "acquisition": config.acquisition.identity()}
     if type(config.search) is SearchConfig:
         for name in NOT_HASHED:
             del values["search"][name]

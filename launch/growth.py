@@ -236,13 +236,17 @@ def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:
 
 
 def _embed(settings: Settings, shared: Shared, trained: Stage, split: str) -> Stage:
-    """Vectors and scores of a split, by the model that chooses."""
+    """Vectors and scores of a split, by the model that chooses.
+
+    Passes with dropout are made where the acquisition reads them: of the pool.
+    """
+    passes = settings.expand.acquisition.dropout_samples if split == "pool" else 0
     stage = embed_fused(
         settings.stages,
         shared.source,
         trained,
         EmbedConfig(split, threads=settings.train.threads),
-        Scoring(inputs=settings.train.inputs, seed=settings.train.seed),
+        Scoring(inputs=settings.train.inputs, seed=settings.train.seed, dropout_samples=passes),
     )
     assert stage is not None, "one share of one is the whole store"
     return stage

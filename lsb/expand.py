@@ -6,29 +6,24 @@ Source: Sun et al. 2025, Latent Space Broadening with a lookalike threshold, as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lsb.acquisition.random import random_order
-from lsb.acquisition.seeds import (
-    BroadeningConfig,
-    choose_seeds,
-    hard_seeds,
-    pool_probabilities,
-)
-from lsb.acquisition.uncertainty import combined_entropy, normalised_weights
+from lsb.acquisition.config import AcquisitionConfig
+from lsb.acquisition.pool_order import pool_order
+from lsb.acquisition.seeds import SEEDS, BroadeningConfig, choose_seeds, hard_seeds
+from lsb.acquisition.uncertainty import normalised_weights
 from lsb.ids import IdArray, from_arrow, to_bytes
 from lsb.labelled import PROBABILITY, Labelled
-from lsb.order import descending, member
+from lsb.order import member
 from lsb.search.exact import HITS, Hits, SearchConfig, nearest, search
 from lsb.search.faiss_config import FaissConfig
 from lsb.search.faiss_index import FaissIndex
 from lsb.search.faiss_search import ApproximateHits, search_with_index
-from lsb.selection import SelectionConfig, select
+from lsb.selection import Selection, SelectionConfig, select
 from lsb.store import Store
 from lsb.threshold import (
     CURVE,
@@ -41,28 +36,10 @@ from lsb.threshold import (
     precision_curve,
 )
 
-ACQUISITIONS = ("entropy", "random")
+__all__ = ["AcquisitionConfig", "ExpandConfig", "Expansion", "expand"]
 
-
-@dataclass(frozen=True)
-class AcquisitionConfig:
-    """The order in which the pool is asked where no seed brings a clip.
-
-    Attributes:
-        name: "entropy" or "random".
-        task_weights: task -> weight >= 0, for entropy, seeds, and calibration.
-        seed: of chance.
-    """
-
-    name: str = "entropy"
-    task_weights: Mapping[str, float] = field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.name not in ACQUISITIONS:
-            raise ValueError(
-                f"acquisition.name is {self.name!r}: use one of {', '.join(ACQUISITIONS)}"
-            )
+SPARE_CLIPS = 256
+"""Clips of the order that are fetched beyond the budget, for near duplicates among them."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +111,7 @@ def expand(
     if labelled is not None:
         exclude = np.concatenate([exclude, labelled.ids])
     exclude = np.unique(exclude)
-    weights = config.acquisition.task_weights
-    pool = _pool_rows(store, config)
-    ids = from_arrow(pool["id"])
-    order = _acquisition_order(pool, ids, config.acquisition, round)
-    seeds = choose_seeds(
-        pool,
-        labelled,
-        config.broadening,
-        task_weights=weights,
-        seed=config.acquisition.seed,
-        round=round,
-        exclude=exclude,
-    )
+    seeds = _seeds(store, labelled, config, round, exclude)
     threshold, refusal, curve = None, None, CURVE.empty_table()
     hits = Hits(HITS.empty_table(), 0, 0)
     if seeds.num_rows:
@@ -154,16 +119,10 @@ def expand(
         seed_ids, vectors_QD = _seed_vectors(seeds, store, labelled)
         value = None if threshold is None else threshold.value
         hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude)
-    selection = select(
-        seeds,
-        hits.table,
-        order,
-        store,
-        config.selection,
-        lookalike_threshold=threshold,
-        exclude=exclude,
+    selection, excluded = _selected(
+        store, seeds, hits.table, threshold, config, round=round, exclude=exclude
     )
-    counts = {"pool": len(ids), "excluded": int(member(ids, exclude).sum())}
+    counts = {"pool": len(store), "excluded": excluded}
     kinds = seeds["kind"].to_pylist()
     for kind in ("entropy", "confident_error", "random"):
         counts[f"seeds_{kind}"] = kinds.count(kind)
@@ -220,22 +179,59 @@ def _search(
     )
 
 
-def _pool_rows(store: Store, config: ExpandConfig) -> pa.Table:
-    """Only the columns that this round's acquisition reads."""
-    columns, weights = ["id", "key"], config.acquisition.task_weights
-    if config.acquisition.name == "entropy" or config.broadening.entropy:
+def _seeds(
+    store: Store, labelled: Labelled | None, config: ExpandConfig, round: int, exclude: IdArray
+) -> pa.Table:
+    """Seeds by the config's mix; of the pool only the columns that they read."""
+    broadening, weights = config.broadening, config.acquisition.task_weights
+    if not broadening.total:
+        return SEEDS.empty_table()
+    columns = ["id", "key"]
+    if broadening.entropy:
         columns += [PROBABILITY + task for task in normalised_weights(weights)]
-    return store.rows(columns)
+    return choose_seeds(
+        store.rows(columns),
+        labelled,
+        broadening,
+        task_weights=weights,
+        seed=config.acquisition.seed,
+        round=round,
+        exclude=exclude,
+    )
 
 
-def _acquisition_order(
-    pool: pa.Table, ids: IdArray, config: AcquisitionConfig, round: int
-) -> IdArray:
-    if config.name == "random":
-        return random_order(ids, config.seed, round)
-    probabilities = pool_probabilities(pool, config.task_weights)
-    entropy_N, _, _ = combined_entropy(probabilities, config.task_weights, ids)
-    return ids[descending(entropy_N, ids)]
+def _selected(
+    store: Store,
+    seeds: pa.Table,
+    hits: pa.Table,
+    threshold: LookalikeThreshold | None,
+    config: ExpandConfig,
+    *,
+    round: int,
+    exclude: IdArray,
+) -> tuple[Selection, int]:
+    """The choice, and how many clips of the pool are excluded.
+
+    Of the acquisition order only its first clips are made, more where near duplicates used them up.
+    """
+    budget = config.selection.budget
+    count = budget + SPARE_CLIPS
+    while True:
+        order = pool_order(
+            store, config.acquisition, count, budget=budget, round=round, exclude=exclude
+        )
+        selection = select(
+            seeds,
+            hits,
+            order.ids,
+            store,
+            config.selection,
+            lookalike_threshold=threshold,
+            exclude=exclude,
+        )
+        if order.complete or not selection.exhausted:
+            return selection, order.excluded
+        count *= 4
 
 
 def _threshold(

@@ -25,6 +25,11 @@ def uniform(ids: IdArray, *salt: str | int) -> npt.NDArray[np.float64]:
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def random_key(ids: IdArray, seed: int, round: int) -> npt.NDArray[np.float64]:
+    """What `random_order` sorts by, largest first: (N,) uniform in [0, 1)."""
+    return uniform(ids, "order", seed, round)
+
+
 def random_order(ids: IdArray, seed: int, round: int) -> IdArray:
     """`ids` in a uniformly random order that depends on (seed, round) and the ids alone."""
-    return ids[descending(uniform(ids, "order", seed, round), ids)]
+    return ids[descending(random_key(ids, seed, round), ids)]

@@ -92,16 +92,22 @@ class StorePart:
 
     def id_blocks(self, rows: int) -> Iterator[IdArray]:
         """All ids, `rows` at a time and the rest at the end, without all of them in memory."""
-        self.require_fit()
         waiting = np.empty(0, dtype="S16")
-        with self.folder.parquet(part_files(self.name)[1]) as file:
-            for batch in file.iter_batches(batch_size=min(rows, ROWS_PER_GROUP), columns=["id"]):
-                waiting = np.concatenate([waiting, from_arrow(batch.column(0))])
-                while len(waiting) >= rows:
-                    yield waiting[:rows]
-                    waiting = waiting[rows:]
+        for batch in self.row_blocks(["id"], rows):
+            waiting = np.concatenate([waiting, from_arrow(batch.column(0))])
+            while len(waiting) >= rows:
+                yield waiting[:rows]
+                waiting = waiting[rows:]
         if len(waiting):
             yield waiting
+
+    def row_blocks(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows with some columns, at most `rows` at a time, in order."""
+        self.require_fit()
+        with self.folder.parquet(part_files(self.name)[1]) as file:
+            yield from file.iter_batches(
+                batch_size=min(rows, ROWS_PER_GROUP), columns=list(columns)
+            )
 
     def read_rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows with some columns (all by default)."""

@@ -122,7 +122,7 @@ class Store:
         Raises:
             ValueError: a column is not in the store.
         """
-        self._require_columns(columns or ())
+        self.require_columns(columns or ())
         return pa.concat_tables([part.read_rows(columns) for part in self.parts])
 
     def take_rows(self, rows_P: RowNumbers, columns: Sequence[str]) -> pa.Table:
@@ -137,7 +137,7 @@ class Store:
         Raises:
             ValueError: a number or a column is not in the store.
         """
-        self._require_columns(columns)
+        self.require_columns(columns)
         pieces: list[pa.Table] = []
         places: list[IndexArray] = []
         for part, row, place in self._dealt(rows_P):
@@ -164,7 +164,7 @@ class Store:
         Raises:
             ValueError: an id or a column is not in the store.
         """
-        self._require_columns(columns)
+        self.require_columns(columns)
         return self.take_rows(self._rows_of(ids), columns)
 
     def keys(self, ids: IdArray) -> list[str]:
@@ -228,7 +228,12 @@ class Store:
             part = self.parts[index]
             yield part, rows[place] - part.first_row, place
 
-    def _require_columns(self, columns: Sequence[str]) -> None:
+    def require_columns(self, columns: Sequence[str]) -> None:
+        """Refuse names of columns that the rows do not have.
+
+        Raises:
+            ValueError: names the first and says what writes it.
+        """
         absent = [name for name in columns if name not in self.columns]
         if absent:
             raise ValueError(

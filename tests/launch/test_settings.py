@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from launch import growth
 from launch.compare import arm_settings
+from launch.expansion import identity_of
 from launch.settings import Settings
+from lsb.acquisition.config import ACQUISITIONS
 from vlmae.config import compose_config
+from vlmae.embedding import Scoring
 
 WRONG = {
     "rounds=two": "rounds: ",
@@ -20,6 +26,8 @@ WRONG = {
     "data.clip_seconds=abc": "data.clip_seconds: ",
     "acquisition.task_weights=3": "acquisition.task_weights: ",
     "+acquisition.task_weights.policy=1": r"names \['policy'\]",
+    "acquisition.name=bald": r"acquisition\.dropout_samples is 0: bald",
+    "acquisition.name=proxy": "fit_proxy",
     "+trainer.foo=1": "trainer has no key 'foo'",
     "trainer.epochs=-1": "at least 1",
     "trainer.inputs=foo": "trainer.inputs is 'foo'",
@@ -77,3 +85,41 @@ def test_paths_and_parallelism_do_not_change_the_identity() -> None:
         for overrides in ([], ["data.sources=elsewhere", "data.processes=7", "prefix.processes=3"])
     )
     assert one.identity == other.identity
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
+def test_every_acquisition_is_an_arm_without_broadening(name: str) -> None:
+    settings = Settings.from_config(compose_config("round", ["experiment=tiny", f"arm={name}"]))
+    assert (settings.arm, settings.expand.acquisition.name) == (name, name)
+    assert settings.expand.broadening.total == 0
+    assert settings.expand.threshold.mode == "none"
+
+
+@pytest.mark.parametrize("arm", ["entropy", "random", "lsb_lt"])
+def test_settings_that_an_acquisition_does_not_read_change_no_name(arm: str) -> None:
+    """Expansions of these arms were named before there were other acquisitions."""
+    overrides = ["experiment=tiny", f"arm={arm}"]
+    one = Settings.from_config(compose_config("round", overrides)).expand
+    identity = identity_of(one)["acquisition"]
+    assert set(identity) == {"name", "task_weights", "seed"}
+    other = compose_config("round", [*overrides, "+acquisition.candidates=7"])
+    assert identity_of(Settings.from_config(other).expand)["acquisition"] == identity
+
+
+@pytest.mark.parametrize(
+    ("arm", "split", "passes"), [("bald", "pool", 10), ("bald", "gold", 0), ("entropy", "pool", 0)]
+)
+def test_only_a_pool_that_is_asked_by_dropout_is_embedded_with_it(
+    monkeypatch: pytest.MonkeyPatch, arm: str, split: str, passes: int
+) -> None:
+    asked: list[int] = []
+
+    def embed(root: object, source: object, trained: object, config: object, scoring: Scoring):  # type: ignore[no-untyped-def]
+        asked.append(scoring.dropout_samples)
+        return "stage"
+
+    monkeypatch.setattr(growth, "embed_fused", embed)
+    settings = Settings.from_config(compose_config("round", ["experiment=tiny", f"arm={arm}"]))
+    shared = SimpleNamespace(source=None)
+    growth._embed(settings, shared, None, split)  # type: ignore[arg-type]
+    assert asked == [passes]

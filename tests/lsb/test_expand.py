@@ -157,6 +157,25 @@ def test_labelled_clips_are_not_asked_for_again(make_store: Make) -> None:
     assert not set(third.candidates["key"].to_pylist()) & set(WORLD.keys[:120])
 
 
+def test_near_duplicates_at_the_head_of_the_order_do_not_shorten_the_choice(
+    make_store: Make, unit: Callable[..., np.ndarray]
+) -> None:
+    copies, others = 400, 60
+    vectors = np.concatenate([np.repeat(unit(1, 8, 1), copies, axis=0), unit(others, 8)])
+    unsure = np.r_[np.full(copies, 0.5), np.linspace(0.3, 0.01, others)]
+    keys = [f"clip-{row}" for row in range(copies + others)]
+    store = make_store(vectors, keys, {"probability_policy": unsure}, parts=2)
+    config = ExpandConfig(
+        acquisition=AcquisitionConfig("margin", {"policy": 1.0}),
+        broadening=BroadeningConfig(0, 0, 0),
+        selection=SelectionConfig(budget=20, near_duplicate=0.999),
+    )
+    chosen = expand(store, None, config, round=1, exclude=NONE)
+    assert chosen.candidates["key"].to_pylist()[1:] == keys[copies : copies + 19]
+    assert chosen.counts["near_duplicates"] == copies - 1
+    assert (chosen.counts["chosen"], chosen.counts["short"]) == (20, 0)
+
+
 def test_random_arm_needs_neither_probabilities_nor_labels(make_store: Make) -> None:
     store = make_store(WORLD.vectors, WORLD.keys, kind="pooled")
     config = ExpandConfig(
@@ -208,8 +227,8 @@ def test_inputs_that_do_not_fit_are_refused(
     narrow = make_store(unit(20, 4), [f"n{i}" for i in range(20)], scores)
     with pytest.raises(ValueError, match=r"vectors of dimension 16, store .* of 4"):
         run(narrow)
-    with pytest.raises(ValueError, match=r"acquisition\.name is 'margin'"):
-        AcquisitionConfig("margin")
+    with pytest.raises(ValueError, match=r"acquisition\.name is 'coin'"):
+        AcquisitionConfig("coin")
     bare = make_store(WORLD.vectors, WORLD.keys)
     with pytest.raises(ValueError, match="no column 'probability_policy'"):
         run(bare)
