@@ -72,8 +72,9 @@ class IntMmScan:
         self._best = NeighbourLists(len(seeds), limit)
         self._step = step
         codes = encode_seeds(without_prefix(seeds.vectors.shape[1], step), seeds.vectors)
-        held = PAIRS_AT_A_TIME[device] // max(1, len(seeds))
-        self._rows_at_a_time = max(FIRST_ROWS, min(ROWS_AT_A_TIME[device], held))
+        tiles = PAIRS_AT_A_TIME[device] // max(1, len(seeds)) // CACHED_TILE[0]
+        held = max(FIRST_ROWS, CACHED_TILE[0] * tiles)
+        self._rows_at_a_time = min(ROWS_AT_A_TIME[device], held)
         self._rows = FIRST_ROWS
         self._vectors = torch.from_numpy(seeds.vectors).to(self.device)
         products = CachedProducts if device == "cpu" else DeviceProducts
