@@ -181,15 +181,26 @@ def work_on_stage(
     partial = target.with_name(target.name + ".partial")
     root.mkdir(parents=True, exist_ok=True)
     with _at_work(target, number, of):
-        if target.exists():
-            return _reopen(target, parts, processes)
         started = time.monotonic()
-        (partial / "parts").mkdir(parents=True, exist_ok=True)
-        earlier = seconds_of_parts(partial)
         mine = [part for part in parts if _share_of(part.name, of) == number]
-        remove_leftovers(partial, mine)
-        if not (partial / "manifest.json").is_file():  # written last, when all parts are there
-            missing = [part for part in mine if not is_recorded(partial, part.name)]
+        # Another share may seal the stage at any time outside of `_sealing`, until all see that a
+        # part of this one is missing.
+        with _sealing(target):
+            finished = target.exists()
+            if not finished:
+                (partial / "parts").mkdir(parents=True, exist_ok=True)
+                remove_leftovers(partial, mine)
+        if finished:
+            return _reopen(target, parts, processes)
+        earlier = seconds_of_parts(partial) if of == 1 else 0.0
+        missing = [part for part in mine if not is_recorded(partial, part.name)]
+        with _sealing(target):
+            finished = target.exists()
+            if (partial / "manifest.json").is_file():  # written last: killed while sealing
+                missing = []
+        if finished:
+            return _reopen(target, parts, processes)
+        if missing:
             siblings = _finished_siblings(root, stage, key["code"])
             missing = borrow(siblings, partial, missing)
             make_parts(
@@ -273,6 +284,10 @@ def _lock_file(target: Path, number: int, of: int) -> Path:
     )
 
 
+def _sealing(target: Path) -> FileLock:
+    return FileLock(target.with_name(f".{target.name}.seal.lock"))
+
+
 def _share_of(name: str, of: int) -> int:
     return int(hashlib.blake2b(name.encode("utf-8"), digest_size=8).hexdigest(), 16) % of
 
@@ -308,7 +323,7 @@ def _seal(
 ) -> Stage | None:
     """Rename a stage whose parts are all there, whoever made them."""
     partial = target.with_name(target.name + ".partial")
-    with FileLock(target.with_name(f".{target.name}.seal.lock")):
+    with _sealing(target):
         if target.exists():  # another share was faster
             return open_stage(target, verify=False, reused=False)
         if not (partial / "manifest.json").is_file():

@@ -251,15 +251,18 @@ def remove_leftovers(partial: Path, parts: Sequence[Part]) -> None:
 
 
 def is_recorded(partial: Path, name: str) -> bool:
-    """Whether a part is whole and was made by the versions that are installed now."""
-    path = partial / "parts" / f"{name}.json"
-    if not path.is_file():
+    """Whether a part is whole and was made by the versions that are installed now.
+
+    It is not where its files go meanwhile, as they do when another process seals the stage.
+    """
+    try:
+        record = read_json(partial / "parts" / f"{name}.json")
+        return record["versions"] == versions() and all(
+            file_sha256(partial / file) == entry["sha256"]
+            for file, entry in record["files"].items()
+        )
+    except FileNotFoundError:
         return False
-    record = read_json(path)
-    return record["versions"] == versions() and all(
-        (partial / file).is_file() and file_sha256(partial / file) == entry["sha256"]
-        for file, entry in record["files"].items()
-    )
 
 
 def versions() -> dict[str, str]:

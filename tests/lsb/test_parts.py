@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lsb.artifact import Part, Progress, StageError, run_stage, scratch, work_on_stage
+from lsb import artifact
+from lsb.artifact import Part, Progress, Stage, StageError, run_stage, scratch, work_on_stage
 
 
 def write(folder: Path, *, name: str, text: str, log: list[str]) -> dict[str, int]:
@@ -92,6 +93,31 @@ def test_shares_make_every_part_once_and_the_last_one_seals(tmp_path: Path) -> N
     alone = run_stage(tmp_path / "alone", "s", config={}, inputs={}, parts=parts)
     assert shares[2] is not None
     assert shares[2].content == alone.content
+
+
+def test_a_share_that_looks_while_another_seals_finds_the_finished_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {name: name * 3 for name in "abcdef"}
+    log: list[str] = []
+    parts = parts_of(texts, log)
+
+    def share(number: int) -> Stage | None:
+        return work_on_stage(tmp_path, "s", config={}, inputs={}, parts=parts, share=(number, 2))
+
+    assert share(0) is None
+    look = artifact.is_recorded
+
+    def after_the_other(folder: Path, name: str) -> bool:
+        monkeypatch.setattr(artifact, "is_recorded", look)
+        assert share(1) is not None
+        return look(folder, name)
+
+    monkeypatch.setattr(artifact, "is_recorded", after_the_other)
+    found = share(0)  # started again, although its parts were made
+    assert found is not None
+    assert sorted(log) == sorted(texts), "every part is made once"
+    assert [path.name for path in tmp_path.glob("*.partial")] == []
 
 
 def test_a_share_is_refused_while_another_number_of_shares_is_at_work(tmp_path: Path) -> None:

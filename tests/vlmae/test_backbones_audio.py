@@ -534,8 +534,10 @@ def test_frozen_weights_in_bfloat16_and_a_suffix_in_float32(folders: Folders, fa
         tower = TOWERS[family](folders[family], dtype="bfloat16", tuned_blocks=tuned)
         assert {p.dtype for p in tower.prefixes.parameters()} == {torch.bfloat16}
         assert all(p.dtype == torch.float32 for p in tower.tail.parameters())
-        tokens = pad(tower.prefix(clips)["audio"], tower.prefix_streams["audio"])
-        with torch.no_grad():
+        # On AMX oneDNN is plainly wrong for grouped bfloat16 convolutions as narrow as those of the
+        # tiny models, not for those of published ones (docs/log.md).
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+            tokens = pad(tower.prefix(clips)["audio"], tower.prefix_streams["audio"])
             result = tower.suffix({"audio": tokens})["audio"]
         for ours, real, theirs in zip(result.values, result.mask, expected, strict=True):
             assert float((ours[real] - theirs).norm() / theirs.norm()) < 0.03
