@@ -98,7 +98,7 @@ def test_shares_make_every_part_once_and_the_last_one_seals(tmp_path: Path) -> N
 def test_a_share_that_looks_while_another_seals_finds_the_finished_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = {name: name * 3 for name in "abcdef"}
+    texts = {name: name * 3 for name in "efgh"}
     log: list[str] = []
     parts = parts_of(texts, log)
 
