@@ -16,8 +16,8 @@ from rich.console import Group
 from rich.table import Table
 
 from lsb.annotate import SOURCES
+from lsb.console import console
 from lsb.ledger import AnnotatorQuality, Ledger, Row
-from lsb.ledger.console import console
 from lsb.ledger.quality import current_votes
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from rich.tree import Tree
 
+from lsb.console import console
 from lsb.ledger import Ledger, Row
-from lsb.ledger.console import console
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import csv
 
+from lsb.console import run_command
 from lsb.ids import sample_ids, texts, to_arrow
 from lsb.ledger.ledger import Ledger
 from lsb.ledger.merge import POLICIES, MergeConfig
@@ -22,12 +23,7 @@ from lsb.ledger.tables import SCHEMA_VERSION
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry point; returns the exit code: 0, or 2 where something cannot be done."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from lsb.console import console, run_command
 from lsb.store.checks import find_faults
 from lsb.store.description import describe
 from lsb.store.drop import drop_clips, drop_parts
@@ -22,12 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0; 1 where `verify` found faults; 2 where something cannot be done.
     """
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,9 +64,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _stat(options: argparse.Namespace) -> int:
-    width = None if sys.stdout.isatty() else 160
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
-    console.print(describe(Store.open(options.store)))
+    console().print(describe(Store.open(options.store)))
     return 0
 
 
