@@ -183,6 +183,20 @@ def test_unseen_speakers_are_heard_in_test_and_nowhere_else(
     assert heard["first"] | heard["pool"] | heard["gold"] == {"anna", "bert"}
 
 
+def test_the_test_may_have_seen_and_unseen_speakers(root: Path, make_config: ConfigMaker) -> None:
+    config = make_config(unseen_speakers=["cleo"], seen_in_test=True, clip_seconds=1.0)
+    truth = read_truth(prepare(root, config))
+    heard: dict[str, set[str]] = {}
+    for split, speaker in zip(
+        truth["split"].to_pylist(), truth["speaker"].to_pylist(), strict=True
+    ):
+        heard.setdefault(split, set()).add(speaker)
+    assert heard["test"] == {"anna", "bert", "cleo"}
+    assert heard["first"] | heard["pool"] | heard["gold"] == {"anna", "bert"}
+    one_group = make_config(unseen_speakers=["cleo"], clip_seconds=1.0).hashed()
+    assert "seen_in_test" not in one_group  # data sets made before keep their names
+
+
 @pytest.mark.parametrize("unseen", [["nobody"], ["anna", "bert", "cleo"]])
 def test_unseen_speakers_must_be_some_of_the_speakers(
     root: Path, make_config: ConfigMaker, unseen: list[str]

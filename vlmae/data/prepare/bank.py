@@ -181,12 +181,15 @@ class Bank:
         folder: the directory of a finished `sources` stage.
         unseen_speakers: moves all their recordings to the group `test`, and every recording of any
             other speaker out of it.
+        seen_in_test: leaves the test recordings of the other speakers there.
 
     Raises:
         ValueError: an unseen speaker is not in the bank, or nobody is left for training.
     """
 
-    def __init__(self, folder: Path, unseen_speakers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, unseen_speakers: tuple[str, ...] = (), seen_in_test: bool = False
+    ) -> None:
         self.folder = folder
         tables = {kind: pq.read_table(folder / f"{kind}.parquet") for kind in KINDS}
         self._columns = {kind: table.to_pydict() for kind, table in tables.items()}
@@ -194,7 +197,7 @@ class Bank:
             kind: np.load(folder / f"{kind}.npy", mmap_mode="r")
             for kind in ("pictures", "voices", "backgrounds")
         }
-        self._hold_out(unseen_speakers)
+        self._hold_out(unseen_speakers, seen_in_test)
         self._rows = {
             "pictures": self._group_rows("pictures", "digit"),
             "voices": self._group_rows("voices", "digit", "speaker"),
@@ -202,7 +205,7 @@ class Bank:
             "titles": self._group_rows("titles", "clickbait"),
         }
 
-    def _hold_out(self, unseen: tuple[str, ...]) -> None:
+    def _hold_out(self, unseen: tuple[str, ...], seen_in_test: bool) -> None:
         if not unseen:
             return
         voices = self._columns["voices"]
@@ -213,8 +216,9 @@ class Bank:
                 f"data.unseen_speakers is {list(unseen)}: name some but not all of "
                 f"{', '.join(known)}"
             )
+        of_seen = "test" if seen_in_test else "unused"
         voices["group"] = [
-            "test" if speaker in unseen else "unused" if group == "test" else group
+            "test" if speaker in unseen else of_seen if group == "test" else group
             for speaker, group in zip(voices["speaker"], voices["group"], strict=True)
         ]
 
@@ -280,6 +284,8 @@ class Bank:
 
 
 @lru_cache(maxsize=4)
-def open_bank(folder: Path, unseen_speakers: tuple[str, ...]) -> Bank:
-    """`Bank(folder, unseen_speakers)`, opened once a process."""
-    return Bank(folder, unseen_speakers)
+def open_bank(
+    folder: Path, unseen_speakers: tuple[str, ...] = (), seen_in_test: bool = False
+) -> Bank:
+    """`Bank(...)` with the same arguments, opened once a process."""
+    return Bank(folder, unseen_speakers, seen_in_test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,6 +44,7 @@ class PrepareConfig:
         policy_pairs: number of (shown, spoken) pairs, shown != spoken, that break the policy.
         broken: share of deliberately broken clips, one in each block of `1 / broken` clips.
         unseen_speakers: speakers heard in `test` and nowhere else; `test` then has only them.
+        seen_in_test: keep the test recordings of the other speakers in `test` beside them.
         processes: shards made at a time.
     """
 
@@ -68,10 +70,15 @@ class PrepareConfig:
     policy_pairs: int = 6
     broken: float = 0.01
     unseen_speakers: tuple[str, ...] = ()
+    seen_in_test: bool = False
     processes: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unseen_speakers", tuple(self.unseen_speakers))
+        if self.seen_in_test and not self.unseen_speakers:
+            warnings.warn(
+                "data.seen_in_test has no effect: data.unseen_speakers is empty", stacklevel=2
+            )
         if self.bank not in BANKS:
             raise ValueError(f"data.bank is {self.bank!r}: choose one of {', '.join(BANKS)}")
         if not re.fullmatch(r"[A-Za-z0-9_]+", self.name):
@@ -127,6 +134,8 @@ class PrepareConfig:
             for key, value in values.items()
             if key not in NOT_HASHED
         }
+        if not self.seen_in_test:  # as it was before there was a choice
+            del kept["seen_in_test"]
         return {"composer": COMPOSER_VERSION, **kept}
 
     def key(self, split: str, index: int) -> str:

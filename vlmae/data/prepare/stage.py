@@ -92,7 +92,8 @@ def prepare(root: Path, config: PrepareConfig | IngestConfig) -> Stage:
         parts=sources.parts(),
         processes=config.processes,
     )
-    open_bank(bank.path, config.unseen_speakers).require_complete(config)
+    held_out = (config.unseen_speakers, config.seen_in_test)
+    open_bank(bank.path, *held_out).require_complete(config)
     notices = NoticesMaker(bank.path, config.name, config.synthetic)
     data = run_stage(
         root,
