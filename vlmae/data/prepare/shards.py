@@ -86,9 +86,7 @@ class ShardMaker:
 
     def __call__(self, folder: Path) -> Counts:
         """Write the shard and its tables into `folder`."""
-        bank = open_bank(
-            self.bank, self.config.unseen_speakers, self.config.seen_in_test
-        )
+        bank = open_bank(self.bank, self.config.unseen_speakers, self.config.seen_in_test)
         broken = dict(self.broken)
         index: list[dict[str, Any]] = []
         truth: list[dict[str, Any]] = []
