@@ -127,6 +127,24 @@ def bootstrap_seeds(
         seed: of the draws.
         level: mass inside the interval.
     """
+    means = seed_means(metric, scores_SN, labels, target=target, resamples=resamples, seed=seed)
+    return percentile_interval(means, level)
+
+
+def seed_means(
+    metric: str,
+    scores_SN: FloatArray,
+    labels: BoolArray,
+    *,
+    target: float,
+    resamples: int,
+    seed: int,
+) -> FloatArray:
+    """A metric's mean over seeds on the sample, then on each resample: (1 + resamples,) float64.
+
+    The draws depend on `seed` and the numbers of clips and seeds alone, so that two models on the
+    same clips are resampled alike and may be subtracted. See `bootstrap_seeds`.
+    """
     count, generator = scores_SN.shape[1], np.random.default_rng(seed)
     weights = np.ones((resamples + 1, count))
     if count:
@@ -135,11 +153,15 @@ def bootstrap_seeds(
     seeds = len(scores_SN)
     drawn = generator.integers(seeds, size=(resamples, seeds))
     means = values[drawn, np.arange(1, resamples + 1)[:, None]].mean(axis=1)
-    means = means[~np.isnan(means)]
-    value = float(values[:, 0].mean())
-    if np.isnan(value) or means.size == 0:
+    return np.append(values[:, 0].mean(), means)
+
+
+def percentile_interval(means: FloatArray, level: float = 0.95) -> Interval:
+    """The first of some values, and the percentile interval of the others; NaN are left out."""
+    value, drawn = float(means[0]), means[1:][~np.isnan(means[1:])]
+    if np.isnan(value) or drawn.size == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 
 
