@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lsb import ids as sample_ids
 from lsb.labelled import LABEL, PROBABILITY
-from vlmae.metrics import percentage, percentage_interval, percentile_interval, seed_means
+from vlmae.metrics import percentage_interval, percentile_interval, seed_means
 
 METRICS = {"recall_at_p80": "recall_at_precision", "average_precision": "average_precision"}
 EVERYONE = "all"
@@ -205,38 +205,42 @@ TITLES = {
 
 
 def print_comparison(summary: Mapping[str, Any], console: Console) -> None:
-    """One table a protocol, the winners, and the claims."""
+    """Two tables a protocol, the winners, and the claims."""
     percent = f"{100 * summary['target_precision']:.0f}"
     for protocol, arms in summary["arms"].items():
-        table = Table(
-            title=f"{TITLES[protocol]}; R@P{percent} and AP in % with 95 %",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        table.add_column("arm", no_wrap=True)
-        for name in ("labels", "scored", "found"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for cell in summary["cells"]:
-            for metric in (f"R@P{percent}", "AP"):
-                table.add_column(f"{cell}\n{metric}", justify="right", no_wrap=True)
-        first = summary["cells"][0]
-        for arm, entry in sorted(
-            arms.items(), key=lambda item: -(item[1]["cells"][first]["recall_at_p80"]["value"] or 0)
-        ):
-            found = "+".join(f"{count:.0f}" for count in entry["positives"].values())
-            cells = []
-            for cell in summary["cells"]:
-                values = entry["cells"][cell]
-                cells.append(percentage_interval(values["recall_at_p80"]))
-                cells.append(percentage(values["average_precision"]["value"]))
-            table.add_row(arm, f"{entry['labels']:.0f}", f"{entry['scored']:.0f}", found, *cells)
-        console.print(table, soft_wrap=True)
+        labels = sorted({f"{entry['labels']:.0f}" for entry in arms.values()})
+        seeds = max(len(entry["seeds"]) for entry in arms.values())
+        console.print(f"{TITLES[protocol]}; {'/'.join(labels)} labels, {seeds} seeds")
+        console.print(_metric_table(summary, arms, "recall_at_p80", f"R@P{percent}"))
+        console.print(_metric_table(summary, arms, "average_precision", "AP"))
         console.print(_winner_line(summary["winners"][protocol], percent) + "\n", soft_wrap=True)
     for claim, interval in summary["claims"].items():
         if interval is not None:
             console.print(f"{claim}: {percentage_interval(interval)} points", soft_wrap=True)
+
+
+def _metric_table(
+    summary: Mapping[str, Any], arms: Mapping[str, Any], metric: str, title: str
+) -> Table:
+    """Arms by falling value of a metric in the first cell; it fits 80 characters."""
+    table = Table(
+        title=f"{title} in % with 95 %",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("arm", no_wrap=True)
+    for name in ("scored", "found", *summary["cells"]):
+        table.add_column(name, justify="right", no_wrap=True)
+    first = summary["cells"][0]
+    for arm, entry in sorted(
+        arms.items(), key=lambda item: -(item[1]["cells"][first][metric]["value"] or 0)
+    ):
+        found = "+".join(f"{count:.0f}" for count in entry["positives"].values())
+        cells = (percentage_interval(entry["cells"][cell][metric]) for cell in summary["cells"])
+        table.add_row(arm, f"{entry['scored']:.0f}", found, *cells)
+    return table
 
 
 def _winner_line(winner: Mapping[str, Any], percent: str) -> str:
