@@ -15,7 +15,7 @@ Seeds count as independent of each other: where many seeds share their neighbour
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
 LOOKALIKES = ("error", "label")
 MODES = ("fixed", "calibrated", "none")
+SCALINGS = ("none", "density")
+SCALING_AMONG = ("pool", "labelled")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class ThresholdConfig:
         neighbours: nearest labelled clips that are judged for each hard labelled clip.
         band: half width of "unsure" around the operating threshold, a probability.
         fallback: LT to use where calibration is refused; None raises instead.
+        scaling: "none", one LT for all seeds, or "density", a higher one where clips lie close
+            together, see `lsb.local_scaling`.
+        scaling_neighbours: nearest clips whose mean similarity to a seed is its density.
+        scaling_among: where these are looked for, in the "pool" or among the "labelled" clips.
     """
 
     mode: str = "calibrated"
@@ -58,10 +64,34 @@ class ThresholdConfig:
     neighbours: int = 64
     band: float = 0.1
     fallback: float | None = None
+    scaling: str = "none"
+    scaling_neighbours: int = 10
+    scaling_among: str = "pool"
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"threshold.mode is {self.mode!r}: use one of {', '.join(MODES)}")
+        choices = {"mode": MODES, "scaling": SCALINGS, "scaling_among": SCALING_AMONG}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"threshold.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
+                )
+        if self.scaling_neighbours < 1:
+            raise ValueError(
+                f"threshold.scaling_neighbours is {self.scaling_neighbours}: give at least 1 clip"
+            )
+        if self.scaling != "none" and self.mode == "none":
+            raise ValueError(
+                f"threshold.scaling is {self.scaling!r} but threshold.mode is 'none': there is no "
+                "LT to scale; use another mode, or set threshold.scaling=none"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What can change a result: without scaling its settings are left out."""
+        values = asdict(self)
+        if self.scaling == "none":
+            for name in ("scaling", "scaling_neighbours", "scaling_among"):
+                del values[name]
+        return values
 
 
 @dataclass(frozen=True)
@@ -69,7 +99,8 @@ class LookalikeThreshold:
     """A cosine similarity in [-1, 1] and the evidence it was set on.
 
     Attributes:
-        value: a neighbour with at least this similarity is taken for a lookalike.
+        value: a neighbour with at least this similarity is taken for a lookalike; with local
+            scaling at least this scaled similarity, which may leave [-1, 1].
         precision: lower confidence bound of lookalike precision at `value`; None if it was fixed.
         pairs: labelled (seed, neighbour) pairs at or above `value` that the bound rests on.
         seeds: seeds of those pairs.
@@ -83,7 +114,7 @@ class LookalikeThreshold:
     mode: str = "fixed"
 
     def __post_init__(self) -> None:
-        if not -1 <= self.value <= 1:
+        if self.mode != "calibrated" and not -1 <= self.value <= 1:
             raise ValueError(
                 f"lookalike threshold is {self.value}: give a cosine similarity in [-1, 1]"
             )
@@ -108,7 +139,8 @@ class LabelledPairs:
     Attributes:
         similarity: (P,) float32, from the rescoring kernel.
         lookalike: (P,) bool.
-        seed: (P,) int64, equal for pairs of the same seed.
+        seed: (P,) int64, equal for pairs of the same seed: its place among the ascending ids of
+            all seeds that have a neighbour.
     """
 
     similarity: npt.NDArray[np.float32]
