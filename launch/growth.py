@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launch.expansion import expand_stage, read_threshold
+from launch.expansion import CARRIED_FILE, expand_stage, read_threshold
 from launch.recorded import expansion_of, record_without_tombstones, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
@@ -25,6 +25,7 @@ from lsb import ids as sample_ids
 from lsb.annotate import annotation_table
 from lsb.annotate.oracle import Oracle
 from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.carried import carried_annotations
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
 from lsb.search.faiss_config import FaissConfig
@@ -32,6 +33,7 @@ from lsb.search.faiss_index import build_index, train_index
 from lsb.selection import CHOSEN
 from lsb.store import Store
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
+from vlmae.data.media_hashes import hash_media
 from vlmae.data.tombstones import without_tombstones
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused
 from vlmae.evaluation import read_metrics
@@ -214,6 +216,7 @@ def _expand(
             round=number,
             exclude=ledger.labelled_ids(number - 1),
             index=_index(settings, pool, clock),
+            media=_media(settings, shared, clock),
         ),
     )
     return _Brought(
@@ -233,6 +236,16 @@ def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:
     store = Store.open(pool.path, verify=False)
     clock.run("index", partial(train_index, settings.stages, store, search))
     return clock.run("index", partial(build_index, settings.stages, store, search))
+
+
+def _media(settings: Settings, shared: Shared, clock: _Clock) -> Stage | None:
+    """Hashes of all media, where equal ones are near duplicates."""
+    if not settings.expand.selection.media_hashes:
+        return None
+    return clock.run(
+        "media hashes",
+        partial(hash_media, settings.stages, shared.data, processes=settings.prefix.processes),
+    )
 
 
 def _embed(settings: Settings, shared: Shared, trained: Stage, split: str) -> Stage:
@@ -295,8 +308,19 @@ def _annotate(
             threshold.get("pairs"),
         ),
         candidates,
-        pq.read_table(stage.path / "annotations.parquet"),
+        _with_carried(settings, ledger, brought.stage, stage),
     )
+
+
+def _with_carried(
+    settings: Settings, ledger: Ledger, expansion: Stage, labelled: Stage
+) -> pa.Table:
+    """A round's labels, and those that near duplicates get from them."""
+    annotations = pq.read_table(labelled.path / "annotations.parquet")
+    if not settings.expand.selection.carry_labels:
+        return annotations
+    copies = pq.read_table(expansion.path / CARRIED_FILE)
+    return pa.concat_tables([annotations, carried_annotations(copies, annotations, ledger.gold())])
 
 
 def _ask(settings: Settings, shared: Shared, candidates: pa.Table, output: Path) -> Counts:

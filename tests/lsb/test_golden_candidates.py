@@ -1,4 +1,4 @@
-"""What existing arms choose, clip by clip: a change of code that is no change of a method keeps it."""
+"""What existing arms choose, clip by clip: code that changes no method changes no choice."""
 
 from __future__ import annotations
 
