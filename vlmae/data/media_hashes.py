@@ -2,34 +2,33 @@
 
 A platform gets the same file again under other keys and titles. The index of a data set has no hash
 of the bytes, and to add one would remake every data set there is; so hashes are a stage of their
-own, made by reading each shard once. What is hashed is the clip's media as they lie in its shard
-(after re-encoding where ingest re-encodes, which gives equal bytes for equal input); the `json`
-member, with title and labels, is not.
+own, made by reading each shard once. What is hashed are the files that decoding would read, as
+they lie in the shard (after re-encoding where ingest re-encodes, which gives equal bytes for equal
+input): no title, no label, no thumbnail beside a video.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage
 from lsb.media_hashes import MEDIA_HASHES
 from vlmae.data.decode.clip import BadClipError
+from vlmae.data.decode.members import Media, find_media
 from vlmae.data.index import INDEX_ENDING
 from vlmae.data.ranges import RangeReader
 from vlmae.data.records import tar_members
 
 HASH_BYTES = 16
 ENDING = ".media.parquet"
+REVISION = 1
 CLIPS_AT_A_TIME = 64
-TOLD = ("json",)
-"""Endings of members that say something of a clip and are no media."""
 
 
 def hash_media(root: Path, data: Stage, *, processes: int = 1) -> Stage:
@@ -53,8 +52,14 @@ def hash_media(root: Path, data: Stage, *, processes: int = 1) -> Stage:
         "media",
         config={"hash": f"blake2b-{8 * HASH_BYTES}"},
         inputs={"data": data.content},
+        revision=REVISION,
         parts=[
-            Part(shard, (f"{shard}{ENDING}",), partial(_hash_shard, data.path, shard))
+            Part(
+                shard,
+                (f"{shard}{ENDING}",),
+                partial(_hash_shard, data.path, shard),
+                key=_key(data, shard),
+            )
             for shard in sorted(shards)
         ],
         processes=processes,
@@ -68,20 +73,25 @@ def read_media_hashes(stage: Path) -> pa.Table:
     return pa.concat_tables([MEDIA_HASHES.empty_table(), *tables])
 
 
-def media_hash(members: Mapping[str, bytes]) -> bytes | None:
-    """Hash of a clip's media: endings and bytes, by ending; None for a clip without any.
-
-    Args:
-        members: ending -> bytes, see `vlmae.data.records.tar_members`.
-    """
-    media = {ending: data for ending, data in members.items() if ending not in TOLD}
-    if not media:
-        return None
+def media_hash(media: Media) -> bytes:
+    """Hash of what a clip shows and plays: its video or images, and its sound file."""
     digest = hashlib.blake2b(digest_size=HASH_BYTES)
-    for ending in sorted(media):
-        digest.update(f"{ending}\0{len(media[ending])}\0".encode())
-        digest.update(media[ending])
+    for kind, files in (
+        ("video", (media.video,)),
+        ("image", media.images),
+        ("sound", (media.sound,)),
+    ):
+        for data in files:
+            if data is not None:
+                digest.update(f"{kind} {len(data)}\0".encode())
+                digest.update(data)
     return digest.digest()
+
+
+def _key(data: Stage, shard: str) -> str:
+    """By which an appended data set finds the hashes of shards that it shares with an older one."""
+    files = data.manifest["parts"][shard]["files"]
+    return fingerprint([REVISION, HASH_BYTES, {name: files[name]["sha256"] for name in files}])
 
 
 def _hash_shard(folder: Path, shard: str, output: Path) -> Counts:
@@ -95,7 +105,7 @@ def _hash_shard(folder: Path, shard: str, output: Path) -> Counts:
             records = reader.read(rows["shard"], rows["offset"], rows["size"])
             for key, record in zip(rows["key"], records, strict=True):
                 try:
-                    found = media_hash(tar_members(record, key))
+                    found = media_hash(find_media(tar_members(record, key), key))
                 except BadClipError as error:
                     counts[f"skipped: {error.reason}"] += 1
                     found = None
