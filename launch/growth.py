@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -214,7 +215,7 @@ def _expand(
             thresholds=checkpoint.thresholds,
             config=settings.expand,
             round=number,
-            exclude=ledger.labelled_ids(number - 1),
+            exclude=_excluded(settings, shared, ledger, number),
             index=_index(settings, pool, clock),
             media=_media(settings, shared, clock),
         ),
@@ -236,6 +237,20 @@ def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:
     store = Store.open(pool.path, verify=False)
     clock.run("index", partial(train_index, settings.stages, store, search))
     return clock.run("index", partial(build_index, settings.stages, store, search))
+
+
+def _excluded(
+    settings: Settings, shared: Shared, ledger: Ledger, number: int
+) -> sample_ids.IdArray:
+    """Clips that may not be asked for: labelled ones, and where copies are known test clips.
+
+    These are in no pool, but a copy of one may be, and it must not be trained on.
+    """
+    labelled = ledger.labelled_ids(number - 1)
+    if not settings.expand.selection.media_hashes:
+        return labelled
+    test = sample_ids.from_arrow(of_split(shared.truth, "test")["id"])
+    return np.union1d(labelled, test)
 
 
 def _media(settings: Settings, shared: Shared, clock: _Clock) -> Stage | None:

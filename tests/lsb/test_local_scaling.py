@@ -17,6 +17,8 @@ from lsb.local_scaling import LocalScaling, cut, density
 from lsb.round_threshold import round_threshold
 from lsb.search.ask import HITS, Hits
 from lsb.search.exact import search
+from lsb.search.faiss_config import FaissConfig
+from lsb.search.faiss_index import build_index, open_index
 from lsb.search.rescore import similarity
 from lsb.threshold import ThresholdConfig
 
@@ -205,6 +207,27 @@ def test_a_fallback_is_not_scaled(make_store: Make) -> None:
     assert found.refusal is not None
     assert set(found.seed_thresholds["lookalike_threshold"].to_pylist()) == {0.93}
     assert min(found.hits["similarity"].to_pylist()) >= 0.93
+
+
+def test_an_approximate_search_is_scaled_alike(make_store: Make, tmp_path: Path) -> None:
+    store = WORLD.store(make_store, parts=3)
+    search = FaissConfig(8, 100, 50, factory="IVF6,Flat", training_rows=300, recall=1.0)
+    threshold = ThresholdConfig(target=0.7, scaling="density")
+    exact = dataclasses.replace(CONFIG, threshold=threshold)
+    index = open_index(build_index(tmp_path, store, search).path, store)
+    one = expand(store, WORLD.labelled, exact, round=1, exclude=NONE)
+    other = expand(
+        store,
+        WORLD.labelled,
+        dataclasses.replace(exact, search=search),
+        round=1,
+        exclude=NONE,
+        index=index,
+    )
+    assert other.approximate is not None
+    assert len(other.approximate.row) == other.hits.num_rows
+    for name in ("candidates", "hits", "seed_thresholds"):
+        assert getattr(one, name).equals(getattr(other, name))
 
 
 def test_density_among_labelled_clips_needs_some(make_store: Make) -> None:

@@ -152,6 +152,20 @@ def test_a_cluster_has_its_cap_and_the_fill_order_may_bring_the_rest(rank: str) 
 
 
 @pytest.mark.parametrize("rank", RANKS)
+def test_neighbours_that_are_all_equal_are_no_trouble(rank: str) -> None:
+    pool = circle(**{f"c{row}": 40.0 for row in range(30)})
+    table, found = seeds(("gold", 1.0, 1)), hits({"gold": [f"c{row}" for row in range(30)]})
+    neighbours = dataclasses.replace(around(pool, table), chance=np.full(30, 0.5))
+    options = {"rank": rank, "per_cluster_cap": 40, "clusters": 20, "per_seed_cap": 40}
+    result = run(table, found, pool, neighbours=neighbours, budget=25, **options)
+    assert len(keys(result)) == 25
+    one = run(
+        table, found, pool, neighbours=neighbours, budget=25, near_duplicate=0.9999, **options
+    )
+    assert (one.counts["chosen"], one.counts["near_duplicates"]) == (1, 29)
+
+
+@pytest.mark.parametrize("rank", RANKS)
 def test_of_many_neighbours_only_the_most_similar_are_compared(rank: str) -> None:
     pool = circle(a=10, b=60, c=120, d=170)
     table, found = seeds(("gold", 1.0, 1)), hits({"gold": ["a", "b", "c", "d"]})
