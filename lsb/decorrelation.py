@@ -21,7 +21,7 @@ from lsb.acquisition.ranking import PoolBlock, rank_pool
 from lsb.store import Store, VectorArray
 
 FloatArray = npt.NDArray[np.float32]
-SAMPLE = 20_000
+SAMPLE = 10_000
 
 
 @dataclass(frozen=True)
