@@ -37,7 +37,7 @@ def media_of(
 
 
 def excluded_clips(settings: Settings, shared: Shared, labelled: IdArray) -> IdArray:
-    """Clips that may not be asked for: labelled ones, and where copies are known those that are measured.
+    """Clips that may not be asked for: labelled ones, and measured ones where copies are known.
 
     These are in no pool, but a copy of one may be, and it must not be trained on.
     """
