@@ -33,7 +33,7 @@ from vlmae.trainer import TrainConfig
 from vlmae.training import NOT_HASHED
 
 # Keys that say where and how fast, not what: a run may be continued with other values.
-NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger")
+NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger", "compare")
 NOT_IDENTITY_OF = {
     "data": ("sources", "cache", "processes"),
     "prefix": ("processes", "use"),

@@ -26,6 +26,7 @@ COMPARED = (
     "rounds=1",
     "clips.first=40",
     "trainer.epochs=1",
+    "compare.protocols=[labels,scoring]",
     "compare.scoring_share=0.4",
     "compare.processes=2",
     "compare.resamples=20",
