@@ -8,7 +8,7 @@ the arm's ledger, one transaction a round.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.expansion import expand_stage, read_threshold
+from launch.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
 from launch.recorded import expansion_of, record_without_tombstones, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
@@ -52,6 +53,8 @@ class GrowthRound:
         counts: of the expansion that brought this round's labels; empty for round 0.
         threshold: LT of that expansion, or None.
         seconds: stage -> seconds it cost when it was made.
+        pseudo: what the model labelled itself, see `PseudoLabelling.label`; None where it may not.
+        stages: name -> stages that this round's model was made and used by.
     """
 
     round: int
@@ -61,6 +64,8 @@ class GrowthRound:
     counts: dict[str, int]
     threshold: dict[str, Any] | None
     seconds: dict[str, float]
+    pseudo: dict[str, Any] | None = None
+    stages: dict[str, list[Stage]] = field(default_factory=dict)
 
 
 def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> list[GrowthRound]:
@@ -77,6 +82,7 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
     with Ledger.open(path) as ledger:
         _record_first_labels(settings, shared, ledger)
         gold = _gold(settings, ledger)
+        pseudo = PseudoLabelling(settings, shared, ledger)
         brought: _Brought | None = None
         for number in range(settings.rounds + 1):
             clock = _Clock(folder, say, f"{settings.arm}, round {number}")
@@ -84,7 +90,10 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
                 _annotate(settings, shared, ledger, brought, number, clock)
             ledger.adjudicate(settings.merge)
             labelled = _labelled(settings, ledger, number)
-            trained = clock.run("train", partial(train_stage, settings, shared, labelled, gold))
+            model = brought.model if brought else None
+            own = pseudo.label(number, labelled, gold, model, clock.run, say)
+            used = with_pseudo_labels(settings, ledger, labelled, number)
+            trained = clock.run("train", partial(train_stage, settings, shared, used, gold))
             measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
             rounds.append(
                 GrowthRound(
@@ -95,6 +104,8 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
                     brought.counts if brought else {},
                     brought.threshold if brought else None,
                     clock.seconds,
+                    own,
+                    clock.stages,
                 )
             )
             if number < settings.rounds:
@@ -107,14 +118,17 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
 def final_labels(settings: Settings, folder: RunFolder) -> tuple[pa.Table, pa.Table]:
     """The training set of the last round and the gold labels, from the arm's ledger."""
     with Ledger.open(folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
-        return _labelled(settings, ledger, settings.rounds), _gold(settings, ledger)
+        labelled = _labelled(settings, ledger, settings.rounds)
+        labelled = with_pseudo_labels(settings, ledger, labelled, settings.rounds)
+        return labelled, _gold(settings, ledger)
 
 
 @dataclass(frozen=True)
 class _Brought:
     """What an expansion brought to the round after it.
 
-    Its stage is None where the round is in the ledger already, see `launch.recorded`.
+    Its stage and its model are None where the round is in the ledger already, see
+    `launch.recorded`.
     """
 
     stage: Stage | None
@@ -122,6 +136,7 @@ class _Brought:
     store: str
     threshold: dict[str, Any] | None
     counts: dict[str, int]
+    model: PseudoModel | None = None
 
 
 class _Clock:
@@ -130,11 +145,13 @@ class _Clock:
     def __init__(self, folder: RunFolder, say: Say, title: str) -> None:
         self.folder, self.say, self.title = folder, say, title
         self.seconds: dict[str, float] = {}
+        self.stages: dict[str, list[Stage]] = {}
 
     def run(self, name: str, make: Callable[[], Stage]) -> Stage:
         self.say(f"{self.title}: {name}")
         stage = self.folder.use(make())
         self.seconds[name] = self.seconds.get(name, 0.0) + stage.seconds
+        self.stages.setdefault(name, []).append(stage)
         return stage
 
 
@@ -216,12 +233,15 @@ def _expand(
             index=_index(settings, pool, clock),
         ),
     )
+    threshold = read_threshold(stage)
+    value = threshold["value"] if threshold else None
     return _Brought(
         stage,
         checkpoint.sha256,
         pool.content,
-        read_threshold(stage),
+        threshold,
         stage.counts,
+        PseudoModel(trained, checkpoint.sha256, pool, gold, value),
     )
 
 

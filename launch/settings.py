@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
+from lsb.pseudo import PseudoConfig
 from lsb.search.config import NOT_HASHED as SEARCH_NOT_HASHED
 from lsb.search.config import SearchConfig
 from lsb.search.faiss_config import FaissConfig
@@ -96,6 +97,7 @@ class Settings:
         expand: acquisition, seeds, LT, search, selection.
         oracle: noise and seed of the simulated annotator.
         merge: how the answers of several annotators become one label.
+        pseudo: when the model may label clips itself.
         identity: the composed config without keys that do not change results.
     """
 
@@ -123,6 +125,7 @@ class Settings:
     expand: ExpandConfig
     oracle: OracleOptions
     merge: MergeConfig
+    pseudo: PseudoConfig
     identity: dict[str, Any]
 
     @property
@@ -193,6 +196,7 @@ class Settings:
             ),
             oracle=checked("oracle", OracleOptions, values["oracle"]),
             merge=build("ledger", MergeConfig, values["ledger"]),
+            pseudo=build("pseudo", PseudoConfig, values["pseudo"]),
             identity=_identity(values),
         )
 
@@ -211,6 +215,8 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         if group not in values:  # not every command has it
             continue
         kept[group] = {k: v for k, v in values[group].items() if k not in keys}
+    if values["pseudo"]["mode"] == "none":  # runs of before there was a choice go on
+        del kept["pseudo"]
     return kept
 
 

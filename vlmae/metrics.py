@@ -127,10 +127,8 @@ def bootstrap_seeds(
         seed: of the draws.
         level: mass inside the interval.
     """
-    count, generator = scores_SN.shape[1], np.random.default_rng(seed)
-    weights = np.ones((resamples + 1, count))
-    if count:
-        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    generator = np.random.default_rng(seed)
+    weights = resample_weights(scores_SN.shape[1], resamples, generator)
     values = np.stack([_weighted(metric, row, labels, weights, target) for row in scores_SN])
     seeds = len(scores_SN)
     drawn = generator.integers(seeds, size=(resamples, seeds))
@@ -141,6 +139,37 @@ def bootstrap_seeds(
         return Interval(float("nan"), float("nan"), float("nan"))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
+
+
+def resample_weights(count: int, resamples: int, generator: np.random.Generator) -> FloatArray:
+    """How often each of N clips is drawn: (1 + R, N), once each, then in each of R resamples."""
+    weights = np.ones((resamples + 1, count))
+    if count:
+        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    return weights
+
+
+def resampled_recall(
+    scores: FloatArray, labels: BoolArray, *, target: float, resamples: int, seed: int
+) -> FloatArray:
+    """Recall at a precision on the sample, then on R resamples of its clips, (1 + R,).
+
+    Models measured on the same clips with the same seed are resampled alike, so that their values
+    may be compared resample by resample. The draws are those of `bootstrap`.
+
+    Args:
+        scores: (N,) float.
+        labels: (N,) bool.
+        target: precision in (0, 1].
+        resamples: how often N clips are drawn with replacement.
+        seed: of the draws.
+
+    Returns:
+        NaN where no positive was drawn.
+    """
+    _check(scores, labels)
+    weights = resample_weights(len(scores), resamples, np.random.default_rng(seed))
+    return _recall_at_precision(scores, labels, weights, target)
 
 
 def choose_threshold(scores: FloatArray, labels: BoolArray, target: float) -> float:
