@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from launch.account_report import account_table, draw_account
-from launch.compare import Arms, run_arms
+from launch.arms import Arms, run_arms
 from launch.growth import GrowthRound
 from launch.summary import COMPOSED, SYNTHETIC
 from lsb import ids as sample_ids
@@ -33,7 +33,7 @@ from lsb.labels_saved import LabelsSaved, labels_saved
 from lsb.ledger import Ledger, Row
 from lsb.store import Store
 from vlmae.config import command
-from vlmae.metrics import resampled_recall
+from vlmae.metrics import seed_means
 
 FloatArray = npt.NDArray[np.float64]
 Item = tuple[str, str]
@@ -228,8 +228,9 @@ def _recalls(arms: Arms, entry: GrowthRound, task: str) -> FloatArray:
     table = table.filter(label.is_valid())
     table = table.take(np.argsort(sample_ids.from_arrow(table["id"]), kind="stable"))
     options = arms.settings.evaluate
-    recalls = resampled_recall(
-        table[PROBABILITY + task].to_numpy().astype(np.float64),
+    recalls = seed_means(
+        "recall_at_precision",
+        table[PROBABILITY + task].to_numpy().astype(np.float64)[None],
         table[LABEL + task].to_numpy() == 1,
         target=options.target_precision,
         resamples=options.resamples,

@@ -56,7 +56,7 @@ def account_table(account: Mapping[str, Any]) -> Table:
     table.caption = (
         "found: positives among the round's answers; errors: confident errors of the model that "
         "asked for them; fixed, new, left: confident errors on test clips; cost: money so far; "
-        "saved: labels against random at equal recall"
+        "saved: labels against random at equal recall, not reached where random never gets there"
     )
     return table
 
@@ -72,6 +72,8 @@ def _saved(saved: Mapping[str, Any] | None, task: str) -> str:
         return "-"
     low, high = ("" if end is None else f"{end:.0f}" for end in told["saved_interval"])
     value = NOT_REACHED if told["saved"] is None else f"{told['saved']:.0f}"
+    if told["random_labels"] == told["least_asked"]:
+        value = f"<= {value}"
     return f"{value} [{low}..{high}]"
 
 

@@ -1,102 +1,180 @@
-"""Several arms at equal budgets on shared data: `python -m launch.compare experiment=<name>`.
+"""Arms compared over seeds: `python -m launch.compare experiment=<name> arm=a,b seed=1,2`.
 
-Arms are the presets of `conf/arm`; those compared are `arm` and `arms` of the config. Data, tokens
-and the first model are shared; each arm has its own ledger. Writes runs/<name>/compare.json.
+`arm=all` takes every preset of `conf/arm`; without `arm` the arms of the config are compared. Each
+unit (protocol, arm, seed) runs in one process from first labels to last, as many side by side as
+`compare.processes`; started again, finished units are read. Writes runs/<name>/compare.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.growth import GrowthRound, grow
+from launch.arms import require_no_arm_override, task_overrides
+from launch.comparison import Measure, print_comparison, summarise_comparison
 from launch.run_folder import RunFolder
 from launch.settings import Settings
-from launch.shared import Say, Shared, prepare_shared
-from launch.summary import print_summary, summarise
+from launch.shared import Shared, prepare_shared
+from launch.units import PROTOCOLS, Comparison, Unit, run_units
+from lsb import ids as sample_ids
 from lsb.artifact import write_json
-from vlmae.config import command, compose_config
+from vlmae.config import as_dict, build, command, conf_dir
+from vlmae.data.prepare import read_truth
 
-# What a preset of `conf/arm` chooses; an override of it would make all arms alike.
-OF_AN_ARM = (
-    "acquisition",
-    "acquisition.name",
-    "broadening",
-    "threshold",
-    "threshold.mode",
-    "arm_name",
-)
-
-
-def task_overrides() -> list[str]:
-    """The command line's overrides."""
-    return [str(override) for override in HydraConfig.get().overrides.task]
-
-
-def arm_settings(settings: Settings, overrides: Sequence[str]) -> list[Settings]:
-    """Settings of the main arm and of every arm compared with it.
-
-    Args:
-        settings: of the main arm.
-        overrides: of the command line; each arm is composed with them and its own preset.
-    """
-    shared = [override for override in overrides if not override.startswith("arm=")]
-    others = [arm for arm in settings.arms if arm != settings.arm]
-    for override in shared if others else ():
-        key = override.lstrip("+~").split("=")[0].split("@")[0]
-        if key in OF_AN_ARM:
-            raise ValueError(
-                f"{override} would change every arm of arms={others} under its old name: add "
-                "arms=[], or make a preset in conf/arm"
-            )
-    composed = (compose_config("round", [*shared, f"arm={arm}"]) for arm in others)
-    return [settings, *(Settings.from_config(config) for config in composed)]
+EVERY_ARM = "all"
+LISTED = ("arm", "seed")
+_CHOICES: dict[str, list[str]] = {}  # what the command line lists, which Hydra would refuse
 
 
 @dataclass(frozen=True)
-class Arms:
-    """All arms of a run, finished.
+class CompareConfig:
+    """How arms are compared.
 
     Attributes:
-        settings: of the main arm.
-        folder: of the run.
-        shared: data and tokens.
-        rounds: arm name -> its rounds.
+        protocols: of `launch.units.PROTOCOLS`.
+        scoring_share: share of the pool that protocol "scoring" scores in a round.
+        processes: units at a time.
+        resamples: of the bootstrap.
     """
 
-    settings: Settings
-    folder: RunFolder
-    shared: Shared
-    rounds: dict[str, list[GrowthRound]]
+    protocols: list[str]
+    scoring_share: float
+    processes: int
+    resamples: int
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.protocols) - set(PROTOCOLS))
+        if unknown or not self.protocols:
+            raise ValueError(
+                f"compare.protocols is {self.protocols}: name one or both of {', '.join(PROTOCOLS)}"
+            )
+        if not 0 < self.scoring_share < 1:
+            raise ValueError(
+                f"compare.scoring_share is {self.scoring_share}: give a share of the pool in (0, 1)"
+            )
+        if self.processes < 1 or self.resamples < 1:
+            raise ValueError(
+                f"compare has processes {self.processes}, resamples {self.resamples}: give at "
+                "least 1 each"
+            )
 
 
-def run_arms(config: DictConfig, say: Say) -> Arms:
-    """Run every stage of every arm that is not there yet.
+def listed_choices(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Lists of arms and seeds of a command line, and its other arguments.
 
     Args:
-        config: the composed config of `round.yaml`.
-        say: called with what begins.
+        arguments: e.g. ["experiment=demo", "arm=random,entropy", "seed=1,2"].
+
+    Raises:
+        ValueError: an arm does not exist, a seed is no number, or one is named twice.
     """
-    settings = Settings.from_config(config)
-    arms = arm_settings(settings, task_overrides())
-    folder = RunFolder(settings.folder, settings.identity)
-    shared = prepare_shared(settings, folder, say)
-    rounds = {arm.arm: grow(arm, shared, folder, say) for arm in arms}
-    return Arms(settings, folder, shared, rounds)
+    chosen: dict[str, list[str]] = {}
+    others = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in LISTED and value:
+            chosen[key] = value.split(",")
+        else:
+            others.append(argument)
+    known = sorted(file.stem for file in (Path(conf_dir()) / "arm").glob("*.yaml"))
+    if chosen.get("arm") == [EVERY_ARM]:
+        chosen["arm"] = known
+    unknown = sorted(set(chosen.get("arm", [])) - set(known))
+    if unknown:
+        raise ValueError(f"arm {unknown[0]!r} is none of {', '.join(known)}, nor {EVERY_ARM}")
+    for seed in chosen.get("seed", []):
+        if not seed.isdecimal():
+            raise ValueError(f"seed {seed!r} is not a number: give e.g. seed=1,2,3")
+    for key, values in chosen.items():
+        if len(set(values)) < len(values):
+            raise ValueError(f"{key}={','.join(values)} names one twice")
+    return chosen, others
 
 
-@command("round")
-def main(config: DictConfig) -> None:
-    """Run every arm and print the table."""
+def units_of(
+    choices: Mapping[str, Sequence[str]], settings: Settings, config: CompareConfig
+) -> list[Unit]:
+    """Units in the order in which they start: all arms of a seed before the next seed, so that a
+    comparison that is stopped early has whole seeds."""
+    arms = choices.get("arm") or list(dict.fromkeys([settings.arm, *settings.arms]))
+    seeds = [int(seed) for seed in choices.get("seed", [])] or [settings.train.seed]
+    return [
+        Unit(protocol, arm, seed) for seed in seeds for protocol in config.protocols for arm in arms
+    ]
+
+
+@command("compare")
+def _compare(config: DictConfig) -> None:
+    """Run every unit that is not finished, then print the table."""
     console = Console(log_path=False)
-    arms = run_arms(config, console.log)
-    summary = summarise(arms.settings, arms.rounds, {}, arms.shared)
-    write_json(arms.folder.path / "compare.json", summary)
-    print_summary(summary, console)
+    values = cast(dict[str, Any], as_dict(config))
+    chosen = build("compare", CompareConfig, values["compare"])
+    settings = Settings.from_config(config)
+    overrides = [one for one in task_overrides() if not one.startswith("compare.")]
+    require_no_arm_override(overrides)
+    units = units_of(_CHOICES, settings, chosen)
+    identity = {"comparison": _without_unit(settings.identity)}
+    folder = RunFolder(settings.folder, identity)
+    shared = prepare_shared(settings, folder, console.log)
+    comparison = Comparison(folder.path, identity, overrides, chosen.scoring_share, shared)
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {
+        (unit.protocol, unit.arm): [] for unit in units
+    }
+    finished = run_units(comparison, units, min(chosen.processes, len(units)))
+    for number, (unit, result) in enumerate(finished, 1):
+        results[unit.protocol, unit.arm].append(result)
+        console.log(f"{number} of {len(units)}: {unit.arm}, seed {unit.seed}, {unit.protocol}")
+    measure = Measure(
+        settings.evaluate.target_precision,
+        chosen.resamples,
+        settings.evaluate.seed,
+        _seen(settings, shared),
+    )
+    summary = summarise_comparison(settings.stages, results, settings.tasks, measure)
+    summary["data"] = {"name": settings.prepare.name, "measured": settings.clips.measured}
+    write_json(folder.path / "compare.json", summary)
+    print_comparison(summary, console)
+    console.print(f"{folder.path}/compare.json", soft_wrap=True)
+
+
+def _without_unit(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What all units of a comparison share: nothing that an arm, a seed or a protocol chooses."""
+    own = ("acquisition", "broadening", "threshold", "shortlist", "compare", "seed", "arm_name")
+    kept = {key: value for key, value in identity.items() if key not in own}
+    for group in ("trainer", "oracle"):
+        kept[group] = {key: value for key, value in kept[group].items() if key != "seed"}
+    return kept
+
+
+def _seen(settings: Settings, shared: Shared) -> dict[bytes, bool]:
+    """Id -> whether the speaker is heard in training; empty if the data hold no others."""
+    unseen = set(settings.prepare.unseen_speakers)
+    if not unseen or settings.clips.measured != "test":
+        return {}
+    truth = read_truth(shared.data)
+    names = sample_ids.to_bytes(sample_ids.from_arrow(truth["id"]))
+    return {
+        name: speaker not in unseen
+        for name, speaker in zip(names, truth["speaker"].to_pylist(), strict=True)
+    }
+
+
+def main() -> None:
+    """Take the lists of arms and seeds from the command line, and hand the rest to Hydra."""
+    try:
+        choices, others = listed_choices(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    _CHOICES.update(choices)
+    sys.argv[1:] = others
+    _compare()
 
 
 if __name__ == "__main__":

@@ -16,12 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from launch.clips import first_clips, gold_clips
 from launch.expansion import expand_stage, read_threshold
 from launch.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
 from launch.recorded import expansion_of, record_without_tombstones, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
-from launch.shared import Say, Shared, evaluate_stage, of_split, train_stage
+from launch.shared import Say, Shared, evaluate_stage, train_stage
+from launch.shortlist import choice
 from lsb import ids as sample_ids
 from lsb.annotate import annotation_table
 from lsb.annotate.oracle import Oracle
@@ -34,7 +36,6 @@ from lsb.selection import CHOSEN
 from lsb.store import Store
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.tombstones import without_tombstones
-from vlmae.embedding import EmbedConfig, Scoring, embed_fused
 from vlmae.evaluation import read_metrics
 
 FIRST_ROUND = 0
@@ -53,6 +54,7 @@ class GrowthRound:
         counts: of the expansion that brought this round's labels; empty for round 0.
         threshold: LT of that expansion, or None.
         seconds: stage -> seconds it cost when it was made.
+        evaluated: directory name of the stage with the predictions of the measured clips.
         pseudo: what the model labelled itself, see `PseudoLabelling.label`; None where it may not.
         stages: name -> stages that this round's model was made and used by.
     """
@@ -64,11 +66,14 @@ class GrowthRound:
     counts: dict[str, int]
     threshold: dict[str, Any] | None
     seconds: dict[str, float]
+    evaluated: str
     pseudo: dict[str, Any] | None = None
     stages: dict[str, list[Stage]] = field(default_factory=dict)
 
 
-def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> list[GrowthRound]:
+def grow(
+    settings: Settings, shared: Shared, folder: RunFolder, say: Say, place: Path | None = None
+) -> list[GrowthRound]:
     """Run or resume all rounds of `settings.arm`.
 
     Args:
@@ -76,8 +81,9 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
         shared: data and tokens.
         folder: of the run.
         say: called with what begins.
+        place: folder of the ledger; None for the arm's in the run's folder.
     """
-    path = folder.path / settings.arm / "ledger.sqlite"
+    path = (place or folder.path / settings.arm) / "ledger.sqlite"
     rounds: list[GrowthRound] = []
     with Ledger.open(path) as ledger:
         _record_first_labels(settings, shared, ledger)
@@ -104,6 +110,7 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
                     brought.counts if brought else {},
                     brought.threshold if brought else None,
                     clock.seconds,
+                    measured.path.name,
                     own,
                     clock.stages,
                 )
@@ -157,7 +164,7 @@ class _Clock:
 
 def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> None:
     """Round 0: the first labels by the annotator, and gold labels that no training sees."""
-    first, gold = of_split(shared.truth, "first"), of_split(shared.truth, "gold")
+    first, gold = first_clips(settings, shared.truth), gold_clips(settings, shared.truth)
     answered = _oracle(settings, shared).annotate(
         sample_ids.from_arrow(first["id"]), sample_ids.texts(first["key"]), settings.tasks
     )
@@ -213,35 +220,45 @@ def _expand(
     number: int,
     clock: _Clock,
 ) -> _Brought:
-    pool, gold = (
-        clock.run("embed", partial(_embed, settings, shared, trained, split))
-        for split in ("pool", "gold")
-    )
     checkpoint = load_checkpoint(trained.path / CHECKPOINT, shared.source.identities)
+    exclude = ledger.labelled_ids(number - 1)
+    gold_labels = _gold(settings, ledger)
+    found = choice(
+        settings,
+        shared,
+        trained,
+        thresholds=checkpoint.thresholds,
+        labelled=_labelled(settings, ledger, number - 1),
+        gold=gold_labels,
+        exclude=exclude,
+        number=number,
+        run=clock.run,
+    )
     stage = clock.run(
         "expand",
         partial(
             expand_stage,
             settings.stages,
-            pool,
-            gold,
-            gold_labels=_gold(settings, ledger),
-            thresholds=checkpoint.thresholds,
-            config=settings.expand,
+            found.pool,
+            found.gold,
+            gold_labels=gold_labels,
+            thresholds=found.thresholds,
+            config=found.expand,
             round=number,
-            exclude=ledger.labelled_ids(number - 1),
-            index=_index(settings, pool, clock),
+            exclude=exclude,
+            index=_index(settings, found.pool, clock),
         ),
     )
     threshold = read_threshold(stage)
     value = threshold["value"] if threshold else None
+    model = PseudoModel(trained, checkpoint.sha256, found.pool, found.gold, value)
     return _Brought(
         stage,
         checkpoint.sha256,
-        pool.content,
+        found.pool.content,
         threshold,
-        stage.counts,
-        PseudoModel(trained, checkpoint.sha256, pool, gold, value),
+        {**stage.counts, "scored": found.scored},
+        model if found.thresholds else None,
     )
 
 
@@ -253,23 +270,6 @@ def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:
     store = Store.open(pool.path, verify=False)
     clock.run("index", partial(train_index, settings.stages, store, search))
     return clock.run("index", partial(build_index, settings.stages, store, search))
-
-
-def _embed(settings: Settings, shared: Shared, trained: Stage, split: str) -> Stage:
-    """Vectors and scores of a split, by the model that chooses.
-
-    Passes with dropout are made where the acquisition reads them: of the pool.
-    """
-    passes = settings.expand.acquisition.dropout_samples if split == "pool" else 0
-    stage = embed_fused(
-        settings.stages,
-        shared.source,
-        trained,
-        EmbedConfig(split, threads=settings.train.threads),
-        Scoring(inputs=settings.train.inputs, seed=settings.train.seed, dropout_samples=passes),
-    )
-    assert stage is not None, "one share of one is the whole store"
-    return stage
 
 
 def _annotate(

@@ -85,7 +85,8 @@ class PseudoLabelling:
             number: of the round.
             labelled: what people labelled through it, see `Ledger.training_set`.
             gold: gold labels.
-            model: that chose the round's clips; None for none, or where the round is history.
+            model: that chose the round's clips; None for none, where it scored nothing, or where
+                the round is history.
             run: makes a stage and keeps its seconds.
             say: called with one line for every label that is switched off.
 
@@ -93,8 +94,12 @@ class PseudoLabelling:
             "clips", "labels" (`<task>=<label>` -> clips), "rules" with their evidence, and "off",
             one line each; None where nothing is to be labelled.
         """
-        if self._settings.pseudo.mode == "none" or model is None:
+        if self._settings.pseudo.mode == "none":
+            return None
+        if model is None:
             self._earlier = None
+            if number:
+                say(f"pseudo-labels of round {number}: none, no model scored the pool for it")
             return None
         stores = self._labelled_stores(labelled, model, run)
         stage = run("pseudo", partial(self._stage, number, labelled, gold, model, stores))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.compare import run_arms
+from launch.arms import run_arms
 from launch.controls import measure_controls
 from launch.report import draw_report
 from launch.summary import print_summary, summarise

@@ -18,6 +18,7 @@ from lsb.search.config import NOT_HASHED as SEARCH_NOT_HASHED
 from lsb.search.config import SearchConfig
 from lsb.search.faiss_config import FaissConfig
 from lsb.selection import SelectionConfig
+from lsb.shortlist.config import ShortlistConfig
 from lsb.threshold import ThresholdConfig
 from vlmae.config import as_dict, build, checked
 from vlmae.data.decode import DecodePolicy
@@ -61,6 +62,39 @@ class OracleOptions(TypedDict):
     seed: int
 
 
+MEASURED = ("test", "development")
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """Which clips are labelled before the first round, and which the model is measured on.
+
+    Attributes:
+        first: clips of the splits first and pool, drawn by the run's seed; None takes all of first.
+        gold: clips of the split gold that are labelled, by the order of their ids, which are
+            hashes; None takes all.
+        measured: "test", or "development": the gold clips that are not labelled.
+    """
+
+    first: int | None = None
+    gold: int | None = None
+    measured: str = "test"
+
+    def __post_init__(self) -> None:
+        for name in ("first", "gold"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"clips.{name} is {value}: give at least 1, or null for all")
+        if self.measured not in MEASURED:
+            raise ValueError(
+                f"clips.measured is {self.measured!r}: use one of {', '.join(MEASURED)}"
+            )
+        if self.measured == "development" and self.gold is None:
+            raise ValueError(
+                "clips.measured is development, but all gold clips are labelled: set clips.gold"
+            )
+
+
 class WhiteningOptions(TypedDict):
     """What the whitening is fitted on."""
 
@@ -94,6 +128,8 @@ class Settings:
         train: length, seed, device.
         logger: what trainings log where.
         evaluate: metrics.
+        clips: who is labelled first, and who is measured.
+        shortlist: the scoring budget, and how it is spent.
         expand: acquisition, seeds, LT, search, selection.
         oracle: noise and seed of the simulated annotator.
         merge: how the answers of several annotators become one label.
@@ -122,6 +158,8 @@ class Settings:
     train: TrainConfig
     logger: LoggerConfig
     evaluate: EvaluateConfig
+    clips: ClipsConfig
+    shortlist: ShortlistConfig
     expand: ExpandConfig
     oracle: OracleOptions
     merge: MergeConfig
@@ -187,6 +225,8 @@ class Settings:
             train=build("trainer", TrainConfig, values["trainer"]),
             logger=build("logger", LoggerConfig, values["logger"]),
             evaluate=build("evaluation", EvaluateConfig, values["evaluation"]),
+            clips=build("clips", ClipsConfig, values["clips"]),
+            shortlist=build("shortlist", ShortlistConfig, values["shortlist"]),
             expand=ExpandConfig(
                 acquisition=acquisition,
                 broadening=build("broadening", BroadeningConfig, values["broadening"]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from launch.clips import measured_clips
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from lsb.artifact import Stage
@@ -94,19 +95,11 @@ def train_stage(settings: Settings, shared: Shared, labelled: pa.Table, gold: pa
 
 
 def evaluate_stage(settings: Settings, shared: Shared, trained: Stage) -> Stage:
-    """Measure a checkpoint on the test split."""
+    """Measure a checkpoint on the clips that `clips.measured` names."""
     return evaluate(
         settings.stages,
         shared.source,
         trained,
-        test=of_split(shared.truth, "test"),
+        test=measured_clips(settings, shared.truth),
         config=settings.evaluate,
     )
-
-
-def of_split(truth: pa.Table, split: str) -> pa.Table:
-    """Rows of one split, with the source under which their labels are known."""
-    kept = [index for index, name in enumerate(truth["split"].to_pylist()) if name == split]
-    rows = truth.take(kept)
-    source = pa.array(["gold"] * rows.num_rows, pa.string())
-    return rows.drop_columns(["split"]).append_column("source", source)

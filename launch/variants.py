@@ -22,10 +22,11 @@ import pyarrow as pa
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.compare import task_overrides
+from launch.arms import task_overrides
+from launch.clips import of_split
 from launch.run_folder import RunFolder
 from launch.settings import Settings
-from launch.shared import Shared, of_split, prepare_shared, train_stage
+from launch.shared import Shared, prepare_shared, train_stage
 from launch.step_time import step_times
 from launch.variant_table import print_variants, summarise_variants
 from lsb import ids as sample_ids

@@ -25,6 +25,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,9 @@ __all__ = [
     "write_bytes",
     "write_json",
 ]
+
+
+_WAIT: ContextVar[bool] = ContextVar("waiting for others", default=False)
 
 
 @dataclass(frozen=True)
@@ -252,12 +256,27 @@ def _directory(stage: str, digest: str) -> str:
 
 
 @contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """Within it, a stage that another process is making is waited for, not refused.
+
+    For processes that come to the same stages by their own ways. The lock of a process that dies is
+    released by the system, and the stage goes on where that one stopped.
+    """
+    before = _WAIT.set(True)
+    try:
+        yield
+    finally:
+        _WAIT.reset(before)
+
+
+@contextmanager
 def _at_work(target: Path, number: int, of: int) -> Iterator[None]:
     """Hold the lock of one share.
 
     Raises:
         StageError: a process holds it, or one with another number of shares is at work.
     """
+    patience = -1 if _WAIT.get() else 0
     own = _lock_file(target, number, of)
     others = {target.with_name(f".{target.name}.lock")} - {own}
     others |= {
@@ -267,7 +286,7 @@ def _at_work(target: Path, number: int, of: int) -> Iterator[None]:
     }
     held = own
     try:
-        with FileLock(own, timeout=0):
+        with FileLock(own, timeout=patience):
             for held in others:
                 FileLock(held).acquire(timeout=0).lock.release()
             yield

@@ -29,7 +29,9 @@ class LabelsSaved:
         low: 2.5 % quantile of `random_labels` over resamples; None for not reached.
         high: 97.5 % quantile; None for not reached.
         reached: share of resamples in which random sampling gets there.
-        most_asked: the most labels that random sampling was tried with.
+        least_asked: the fewest labels that random sampling was tried with: where it reaches the
+            value with these, it might have with fewer, and the saving is at most what is told.
+        most_asked: the most.
     """
 
     labels: int
@@ -38,6 +40,7 @@ class LabelsSaved:
     low: float | None
     high: float | None
     reached: float
+    least_asked: int
     most_asked: int
 
     @property
@@ -129,6 +132,7 @@ def labels_saved(
         low=_finite(low),
         high=_finite(high),
         reached=float(np.isfinite(drawn).mean()),
+        least_asked=int(random_labels_Q[0]),
         most_asked=int(random_labels_Q[-1]),
     )
 

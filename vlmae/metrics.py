@@ -127,49 +127,42 @@ def bootstrap_seeds(
         seed: of the draws.
         level: mass inside the interval.
     """
-    generator = np.random.default_rng(seed)
-    weights = resample_weights(scores_SN.shape[1], resamples, generator)
+    means = seed_means(metric, scores_SN, labels, target=target, resamples=resamples, seed=seed)
+    return percentile_interval(means, level)
+
+
+def seed_means(
+    metric: str,
+    scores_SN: FloatArray,
+    labels: BoolArray,
+    *,
+    target: float,
+    resamples: int,
+    seed: int,
+) -> FloatArray:
+    """A metric's mean over seeds on the sample, then on each resample: (1 + resamples,) float64.
+
+    The draws depend on `seed` and the numbers of clips and seeds alone, so that two models on the
+    same clips are resampled alike and may be subtracted. See `bootstrap_seeds`.
+    """
+    count, generator = scores_SN.shape[1], np.random.default_rng(seed)
+    weights = np.ones((resamples + 1, count))
+    if count:
+        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
     values = np.stack([_weighted(metric, row, labels, weights, target) for row in scores_SN])
     seeds = len(scores_SN)
     drawn = generator.integers(seeds, size=(resamples, seeds))
     means = values[drawn, np.arange(1, resamples + 1)[:, None]].mean(axis=1)
-    means = means[~np.isnan(means)]
-    value = float(values[:, 0].mean())
-    if np.isnan(value) or means.size == 0:
+    return np.append(values[:, 0].mean(), means)
+
+
+def percentile_interval(means: FloatArray, level: float = 0.95) -> Interval:
+    """The first of some values, and the percentile interval of the others; NaN are left out."""
+    value, drawn = float(means[0]), means[1:][~np.isnan(means[1:])]
+    if np.isnan(value) or drawn.size == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
-
-
-def resample_weights(count: int, resamples: int, generator: np.random.Generator) -> FloatArray:
-    """How often each of N clips is drawn: (1 + R, N), once each, then in each of R resamples."""
-    weights = np.ones((resamples + 1, count))
-    if count:
-        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
-    return weights
-
-
-def resampled_recall(
-    scores: FloatArray, labels: BoolArray, *, target: float, resamples: int, seed: int
-) -> FloatArray:
-    """Recall at a precision on the sample, then on R resamples of its clips, (1 + R,).
-
-    Models measured on the same clips with the same seed are resampled alike, so that their values
-    may be compared resample by resample. The draws are those of `bootstrap`.
-
-    Args:
-        scores: (N,) float.
-        labels: (N,) bool.
-        target: precision in (0, 1].
-        resamples: how often N clips are drawn with replacement.
-        seed: of the draws.
-
-    Returns:
-        NaN where no positive was drawn.
-    """
-    _check(scores, labels)
-    weights = resample_weights(len(scores), resamples, np.random.default_rng(seed))
-    return _recall_at_precision(scores, labels, weights, target)
 
 
 def choose_threshold(scores: FloatArray, labels: BoolArray, target: float) -> float:

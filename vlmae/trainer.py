@@ -151,6 +151,8 @@ def build_trainer(
     warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")  # on purpose
+    # A single process on a machine that has SLURM is one on purpose; ranks are started by srun.
+    warnings.filterwarnings("ignore", message=".*The `srun` command is available on your system.*")
     bar = sys.stderr.isatty() and ranks.first
     trainer = Trainer(
         max_epochs=config.epochs,

@@ -61,6 +61,11 @@ class AcquisitionConfig:
         if self.candidates < 1:
             raise ValueError(f"acquisition.candidates is {self.candidates}: give at least 1 clip")
 
+    @property
+    def reads_scores(self) -> bool:
+        """Whether it needs what a model says of each clip."""
+        return self.name not in ("random", "core_set", "typiclust")
+
     def identity(self) -> dict[str, Any]:
         """What can change a result: settings that this acquisition does not read are left out."""
         values = asdict(self)

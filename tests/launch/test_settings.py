@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from launch import growth
-from launch.compare import arm_settings
+from launch.arms import arm_settings
 from launch.expansion import identity_of
 from launch.settings import Settings
 from lsb.acquisition.config import ACQUISITIONS

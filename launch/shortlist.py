@@ -1,0 +1,216 @@
+"""The stores that a round chooses from: everything scored, a shortlist scored, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from launch.settings import Settings
+from launch.shared import Shared
+from lsb import ids as sample_ids
+from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage
+from lsb.expand import ExpandConfig
+from lsb.ids import IdArray
+from lsb.labelled import LABEL, UNLABELLED
+from lsb.shortlist.config import EVERY, UNSCORED
+from lsb.shortlist.shortlist import Known, shortlist
+from lsb.store import Store
+from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled
+
+FILE = "shortlist.parquet"
+Run = Callable[[str, Callable[[], Stage]], Stage]
+"""Runs one stage under a name, as the clock of a round does."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a round chooses from.
+
+    Attributes:
+        pool: store of the clips that may be chosen.
+        gold: store of the gold clips, of the same kind.
+        thresholds: task -> operating threshold; empty where nothing is scored.
+        expand: how to choose among them.
+        scored: clips of the pool that the model was run on.
+    """
+
+    pool: Stage
+    gold: Stage
+    thresholds: Mapping[str, float]
+    expand: ExpandConfig
+    scored: int
+
+
+def choice(
+    settings: Settings,
+    shared: Shared,
+    trained: Stage,
+    *,
+    thresholds: Mapping[str, float],
+    labelled: pa.Table,
+    gold: pa.Table,
+    exclude: IdArray,
+    number: int,
+    run: Run,
+) -> Choice:
+    """Embed what the round may score.
+
+    Args:
+        settings: of the arm.
+        shared: data and tokens.
+        trained: the model that chooses.
+        thresholds: its operating thresholds.
+        labelled: training set.
+        gold: gold labels.
+        exclude: ids that are labelled.
+        number: of the round whose labels are chosen.
+        run: runs a stage.
+
+    Raises:
+        ValueError: nothing is scored, but the arm reads scores.
+    """
+    config = settings.shortlist
+    if config.method == EVERY:
+        pool, held = (
+            run("embed", partial(embed_scored, settings, shared, trained, split, None))
+            for split in ("pool", "gold")
+        )
+        return Choice(pool, held, thresholds, settings.expand, pool.counts["rows"])
+    if config.method == UNSCORED:
+        _require_unscored(settings)
+        pool, held = (
+            run("pooled", partial(embed_frozen, settings, shared, split))
+            for split in ("pool", "gold")
+        )
+        return Choice(pool, held, {}, settings.expand, 0)
+    listed = run(
+        "shortlist", partial(shortlist_stage, settings, shared, labelled, exclude, number, run)
+    )
+    ids = sample_ids.from_arrow(pq.read_table(listed.path / FILE, columns=["id"])["id"])
+    pool = run("embed", partial(embed_scored, settings, shared, trained, "pool", ids))
+    gold_ids = np.sort(sample_ids.from_arrow(gold["id"]))
+    held = run("embed", partial(embed_scored, settings, shared, trained, "gold", gold_ids))
+    return Choice(pool, held, thresholds, settings.expand, pool.counts["rows"])
+
+
+def shortlist_stage(
+    settings: Settings,
+    shared: Shared,
+    labelled: pa.Table,
+    exclude: IdArray,
+    number: int,
+    run: Run,
+) -> Stage:
+    """The shortlist of a round, or an equal one: `shortlist.parquet`."""
+    config, weights = settings.shortlist, dict(settings.expand.acquisition.task_weights)
+    pool, first = (
+        run("pooled", partial(embed_frozen, settings, shared, split)) for split in ("pool", "first")
+    )
+    budget = settings.expand.selection.budget
+    work = partial(_write, settings, pool.path, first.path, labelled, exclude, number, budget)
+    return run_stage(
+        settings.stages,
+        "shortlist",
+        config={"shortlist": config.identity(), "weights": weights, "round": number, "of": budget},
+        inputs={
+            "pool": pool.content,
+            "first": first.content,
+            "labelled": fingerprint(labelled.to_pylist()),
+            "exclude": fingerprint(sample_ids.to_hex(np.sort(exclude))),
+        },
+        parts=[Part("shortlist", (FILE,), work)],
+    )
+
+
+def embed_scored(
+    settings: Settings, shared: Shared, trained: Stage, split: str, only: IdArray | None
+) -> Stage:
+    """Vectors and scores of a split, or of some of its clips, by the model that chooses.
+
+    Passes with dropout are made where the acquisition reads them: of the pool.
+    """
+    passes = settings.expand.acquisition.dropout_samples if split == "pool" else 0
+    stage = embed_fused(
+        settings.stages,
+        shared.source,
+        trained,
+        EmbedConfig(split, threads=settings.train.threads),
+        Scoring(
+            inputs=settings.train.inputs,
+            seed=settings.train.seed,
+            dropout_samples=passes,
+            only=only,
+        ),
+    )
+    assert stage is not None, "one share of one is the whole store"
+    return stage
+
+
+def embed_frozen(settings: Settings, shared: Shared, split: str) -> Stage:
+    """Pooled vectors of a split: of the frozen towers, computed once."""
+    config = EmbedConfig(split, threads=settings.train.threads)
+    stage = embed_pooled(settings.stages, shared.source, config)
+    assert stage is not None, "one share of one is the whole store"
+    return stage
+
+
+def _require_unscored(settings: Settings) -> None:
+    expand = settings.expand
+    if expand.broadening.total or expand.acquisition.reads_scores:
+        raise ValueError(
+            f"arm {settings.arm!r} reads scores, but shortlist.limited=pooled scores nothing: use "
+            "shortlist=all or lookalikes with it, or acquisition=random, core_set or typiclust "
+            "and broadening=none"
+        )
+
+
+def _write(
+    settings: Settings,
+    pool: Path,
+    first: Path,
+    labelled: pa.Table,
+    exclude: IdArray,
+    number: int,
+    budget: int,
+    output: Path,
+) -> Counts:
+    store = Store.open(pool, verify=False)
+    weights = settings.expand.acquisition.task_weights
+    known = _known(labelled, [store, Store.open(first, verify=False)], list(weights))
+    table = shortlist(
+        store,
+        known,
+        settings.shortlist,
+        count=settings.shortlist.clips(len(store), budget),
+        task_weights=weights,
+        exclude=exclude,
+        round=number,
+    )
+    pq.write_table(table, output / FILE)
+    return {"clips": table.num_rows}
+
+
+def _known(labelled: pa.Table, stores: list[Store], tasks: list[str]) -> Known:
+    """Labelled clips with vectors from whichever store holds them."""
+    ids = sample_ids.from_arrow(labelled["id"])
+    vectors = np.empty((len(ids), stores[0].dimension), np.float32)
+    waiting = np.ones(len(ids), np.bool_)
+    for store in stores:
+        held = np.flatnonzero(waiting & np.isin(ids, store.ids))
+        vectors[held] = store.vectors(ids[held])
+        waiting[held] = False
+    kept = np.flatnonzero(~waiting)  # a clip that was taken down since is in no store
+    labels = {
+        task: np.asarray(
+            [UNLABELLED if label is None else label for label in labelled[column].to_pylist()],
+            dtype=np.int8,
+        )[kept]
+        for task, column in ((task, LABEL + task) for task in tasks)
+    }
+    return Known(ids[kept], vectors[kept], labels)
