@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ COUNTED = {
     "confident errors found": "clips asked in the round whose label the model that chose them, not "
     "trained on them, had denied with at least the given confidence; scored: how many of them it "
     "had scored",
+    "cost": "money and hours that the ledger's costs add up to; null where it has none",
     "test, gold": "confident errors of the last round's model on clips that no model is trained "
     "on: fixed (right now), unsure (wrong, not surely), kept, and new ones. Gold clips also choose "
     "the operating thresholds, test clips nothing",
@@ -58,20 +60,46 @@ COUNTED = {
 }
 
 
-def account(arms: Arms) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Prices:
+    """What an answer (a clip in a task) is taken to cost, where a ledger has no costs.
+
+    Attributes:
+        price: money.
+        seconds: of work.
+    """
+
+    price: float
+    seconds: float
+
+    def costs(self, answers: Sequence[int]) -> list[Row]:
+        """Rows as `Ledger.costs` has them, for the answers of each round."""
+        return [
+            {"round": number, "entry": entry, "unit_price": price, "count": count}
+            for number, count in enumerate(answers)
+            for entry, price in (("", self.price), (HOURS, self.seconds / 3600))
+        ]
+
+
+def account(arms: Arms, assumed: Prices | None = None) -> dict[str, Any]:
     """The account of a finished run's main arm.
+
+    Args:
+        arms: what `run_arms` returned.
+        assumed: prices for ledgers without costs; None leaves costs out there.
 
     Returns:
         What account.json holds: "experiment", "arm", "data", "evidence", "counted" (what is counted
-        how), "confidence", "target_precision", "random" (the curve of that arm, or None), and
-        "rounds".
+        how), "confidence", "target_precision", "assumed" (prices, where they were used), "random"
+        (the curve of that arm, or None), and "rounds".
     """
     settings = arms.settings
     rounds = arms.rounds[settings.arm]
     confidence = settings.expand.broadening.confidence
     with _ledger(arms, settings.arm) as ledger:
-        costs = cumulative_costs(ledger.costs(), len(rounds))
         answers = [_answers(ledger, number) for number in range(len(rounds))]
+        recorded = ledger.costs()
+        costs = cumulative_costs(recorded or _assumed(assumed, answers), len(rounds))
         chosen = Counter(row["round"] for row in ledger.candidacies())
     entries = []
     for number, (entry, given) in enumerate(zip(rounds, answers, strict=True)):
@@ -91,7 +119,7 @@ def account(arms: Arms) -> dict[str, Any]:
                 "cost": costs[number],
             }
         )
-    curve = _random_curve(arms)
+    curve = _random_curve(arms, assumed)
     for entry, told in zip(rounds, entries, strict=True):
         told["saved"] = _saved(arms, entry, costs[entry.round], curve)
     return {
@@ -102,6 +130,7 @@ def account(arms: Arms) -> dict[str, Any]:
         "counted": COUNTED,
         "confidence": confidence,
         "target_precision": settings.evaluate.target_precision,
+        "assumed": None if recorded or assumed is None else asdict(assumed),
         "random": curve,
         "rounds": entries,
     }
@@ -132,6 +161,10 @@ def cumulative_costs(costs: Sequence[Row], rounds: int) -> list[dict[str, float]
     ]
 
 
+def _assumed(prices: Prices | None, answers: Sequence[Mapping[Item, int]]) -> list[Row]:
+    return [] if prices is None else prices.costs([len(given) for given in answers])
+
+
 def _ledger(arms: Arms, arm: str) -> Ledger:
     return Ledger.open(arms.folder.path / arm / "ledger.sqlite", create=False)
 
@@ -157,7 +190,12 @@ def _found(
     positives = sum(label == 1 for label in labels.values())
     pool = None if before is None else _pool_store(before)
     if pool is None or before is None:  # nobody chose them, or the round is history
-        return {"positives": positives, "scored": None, "confident_errors": None}
+        return {
+            "answers": len(labels),
+            "positives": positives,
+            "scored": None,
+            "confident_errors": None,
+        }
     ids = sample_ids.from_hex(list(labels))
     scored = np.isin(ids, pool.ids)
     column = PROBABILITY + task
@@ -165,6 +203,7 @@ def _found(
     label_N = np.asarray(list(labels.values()), dtype=np.int8)[scored]
     wrong = confident_errors(probability, label_N, _threshold(before, task), confidence)
     return {
+        "answers": len(labels),
         "positives": positives,
         "scored": int(scored.sum()),
         "confident_errors": int(wrong.sum()),
@@ -221,14 +260,14 @@ def _common(left: pa.Table, right: pa.Table) -> tuple[pa.Table, pa.Table]:
     return left.take(rows[0]), right.take(rows[1])
 
 
-def _recalls(arms: Arms, entry: GrowthRound, task: str) -> FloatArray:
+def recalls(arms: Arms, entry: GrowthRound, task: str) -> FloatArray:
     """(1 + R,) R@P of a round's model on the test clips and on resamples of them."""
     table = _predictions("test", entry)
     label = table[LABEL + task]
     table = table.filter(label.is_valid())
     table = table.take(np.argsort(sample_ids.from_arrow(table["id"]), kind="stable"))
     options = arms.settings.evaluate
-    recalls = seed_means(
+    values = seed_means(
         "recall_at_precision",
         table[PROBABILITY + task].to_numpy().astype(np.float64)[None],
         table[LABEL + task].to_numpy() == 1,
@@ -236,16 +275,17 @@ def _recalls(arms: Arms, entry: GrowthRound, task: str) -> FloatArray:
         resamples=options.resamples,
         seed=options.seed,
     )
-    return np.asarray(recalls, dtype=np.float64)
+    return np.asarray(values, dtype=np.float64)
 
 
-def _random_curve(arms: Arms) -> dict[str, Any] | None:
+def _random_curve(arms: Arms, assumed: Prices | None) -> dict[str, Any] | None:
     """Labels and costs of the arm `random`, and its R@P by task; None where it was not run."""
     if RANDOM not in arms.rounds:
         return None
     rounds = arms.rounds[RANDOM]
     with _ledger(arms, RANDOM) as ledger:
-        costs = cumulative_costs(ledger.costs(), len(rounds))
+        answers = [_answers(ledger, number) for number in range(len(rounds))]
+        costs = cumulative_costs(ledger.costs() or _assumed(assumed, answers), len(rounds))
     return {
         "labels": [entry.labels for entry in rounds],
         "cost": costs,
@@ -265,8 +305,8 @@ def _saved(
     random = arms.rounds[RANDOM]
     found: dict[str, Any] = {}
     for task in arms.settings.tasks:
-        values = _recalls(arms, entry, task)
-        others = np.stack([_recalls(arms, other, task) for other in random], axis=1)
+        values = recalls(arms, entry, task)
+        others = np.stack([recalls(arms, other, task) for other in random], axis=1)
         known = ~np.isnan(values)
         if not known[0]:  # no test clip is positive
             found[task] = None
@@ -299,9 +339,9 @@ def _money_saved(
     return found
 
 
-def write_account(arms: Arms, console: Console) -> dict[str, Any]:
+def write_account(arms: Arms, console: Console, assumed: Prices | None = None) -> dict[str, Any]:
     """Write account.json and account.png of a finished run, and print the table."""
-    found = account(arms)
+    found = account(arms, assumed)
     folder = arms.folder.path
     write_json(folder / "account.json", found)
     write_bytes(folder / "account.png", draw_account(found))

@@ -116,9 +116,10 @@ def grow(
                 )
             )
             if number < settings.rounds:
-                brought = _recorded(settings, ledger, number + 1)
+                asking = settings.in_round(number + 1)
+                brought = _recorded(asking, ledger, number + 1)
                 if brought is None:
-                    brought = _expand(settings, shared, ledger, trained, number + 1, clock)
+                    brought = _expand(asking, shared, ledger, trained, number + 1, clock)
     return rounds
 
 
@@ -165,7 +166,7 @@ class _Clock:
 def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> None:
     """Round 0: the first labels by the annotator, and gold labels that no training sees."""
     first, gold = first_clips(settings, shared.truth), gold_clips(settings, shared.truth)
-    answered = _oracle(settings, shared).annotate(
+    answered = annotator_of(settings, shared).annotate(
         sample_ids.from_arrow(first["id"]), sample_ids.texts(first["key"]), settings.tasks
     )
     keys = gold["key"].to_pylist()
@@ -191,7 +192,8 @@ def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> 
     )
 
 
-def _oracle(settings: Settings, shared: Shared) -> Oracle:
+def annotator_of(settings: Settings, shared: Shared) -> Oracle:
+    """Who labels."""
     return Oracle(shared.truth, **settings.oracle)
 
 
@@ -320,7 +322,7 @@ def _annotate(
 
 
 def _ask(settings: Settings, shared: Shared, candidates: pa.Table, output: Path) -> Counts:
-    annotations = _oracle(settings, shared).annotate(
+    annotations = annotator_of(settings, shared).annotate(
         sample_ids.from_arrow(candidates["id"]), sample_ids.texts(candidates["key"]), settings.tasks
     )
     pq.write_table(annotations, output / "annotations.parquet")
