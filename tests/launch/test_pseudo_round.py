@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import sqlite3
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +36,19 @@ KILL = """
         if statement.startswith("INSERT INTO annotations") and "pseudo" in str(parameters):
             os.kill(os.getpid(), signal.SIGKILL)
 """
-# From round 1 on the model is trained on labels upside down, as one that went wrong.
+# In round 2 gold clips say the opposite of what they said, so that the model is wrong on them.
 BAD = """
     import pyarrow as pa
-    import launch.growth as growth
-    train = growth.train_stage
-    def upside_down(settings, shared, labelled, gold):
-        if max(labelled["round"].fill_null(0).to_pylist()) >= 1:
-            for name in [n for n in labelled.column_names if n.startswith("label_")]:
-                values = [None if v is None else 1 - v for v in labelled[name].to_pylist()]
-                place = labelled.column_names.index(name)
-                labelled = labelled.set_column(place, name, pa.array(values, pa.int8()))
-        return train(settings, shared, labelled, gold)
-    growth.train_stage = upside_down
+    import launch.pseudo as pseudo
+    label = pseudo.PseudoLabelling.label
+    def wrong(self, number, labelled, gold, *others):
+        if number == 2:
+            for name in [n for n in gold.column_names if n.startswith("label_")]:
+                values = [None if v is None else 1 - v for v in gold[name].to_pylist()]
+                place = gold.column_names.index(name)
+                gold = gold.set_column(place, name, pa.array(values, pa.int8()))
+        return label(self, number, labelled, gold, *others)
+    pseudo.PseudoLabelling.label = wrong
 """
 
 
@@ -198,16 +197,19 @@ def test_killed_while_they_are_recorded_it_ends_the_same(
             assert pseudo_in(other, number) == pseudo_in(ledger, number)
 
 
-def test_a_model_gone_bad_labels_nothing_and_says_why(own: Path, tmp_path: Path) -> None:
+def test_a_model_gone_bad_on_gold_labels_nothing_and_says_why(own: Path, tmp_path: Path) -> None:
     shutil.copytree(own / "runs" / "stages", tmp_path / "runs" / "stages")
-    done = run_python(str(driver(tmp_path, textwrap.dedent(BAD))), *ON, cwd=tmp_path)
+    done = run_python(str(driver(tmp_path, BAD)), *ON, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (summary_of(tmp_path)["rounds"][n]["pseudo_labels"] for n in (1, 2))
-    assert first["clips"] > 0
-    dropped = [rule for rule in second["rules"] if rule["off"] and "switched off" in rule["off"]]
+    assert first == summary_of(own)["rounds"][1]["pseudo_labels"]
+    used = {(r["task"], r["label"]): r["cut"] for r in first["rules"] if not r["off"]}
+    dropped = [r for r in second["rules"] if (r["task"], r["label"]) in used]
     assert dropped
     for rule in dropped:
+        assert rule["earlier_cut"] == used[rule["task"], rule["label"]]
         assert rule["earlier_right"] < 0.4 * rule["earlier_gold"]
         assert second["labels"][f"{rule['task']}={rule['label']}"] == 0
+        assert "switched off, the last round's rule" in rule["off"]
         assert rule["off"] in second["off"]
         assert rule["off"].split(" (")[0] in " ".join(done.stdout.split())
