@@ -50,7 +50,7 @@ def account_table(account: Mapping[str, Any]) -> Table:
                 _count(found["confident_errors"]),
                 *(_count(change.get(name)) for name in ("fixed", "new", "after")),
                 percentage_interval(entry["recall"][task]),
-                _saved(entry["saved"], task),
+                saved_labels(entry["saved"], task),
             )
         table.add_section()
     table.caption = (
@@ -65,7 +65,7 @@ def _count(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _saved(saved: Mapping[str, Any] | None, task: str) -> str:
+def saved_labels(saved: Mapping[str, Any] | None, task: str) -> str:
     """Labels saved with their interval; an end that random sampling does not reach is open."""
     told = saved[task] if saved else None
     if told is None:
@@ -151,6 +151,7 @@ def _errors_panel(axis: Axes, account: Mapping[str, Any], task: str) -> None:
             label=label,
             color=colour,
         )
+    axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
     axis.set_xticks([entry["round"] for entry in entries])
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="round", ylabel=f"confident errors (>= {account['confidence']:g})")

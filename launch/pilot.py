@@ -152,7 +152,9 @@ def run_pilot(config: DictConfig, console: Console) -> dict[str, Any]:
 
 def criteria_table(title: str, criteria: list[Criterion]) -> Table:
     """One row a criterion."""
-    table = number_table(title, "criterion", "wanted", "found", "answer", words=("criterion",))
+    table = number_table(
+        title, "criterion", "wanted", "found", "answer", words=("criterion", "wanted")
+    )
     for one in criteria:
         table.add_row(one.name, one.wanted, numbers(one.as_dict()), one.answer)
     return table

@@ -103,7 +103,7 @@ class Evidence:
 
     def _lookalikes(self, limit: float, last: int) -> Criterion:
         name = "lookalike precision"
-        wanted = f"lower bound at LT at least {percentage(limit)} %"
+        wanted = f"lower bound >= {percentage(limit)} %"
         rounds = self.arms.rounds[self.arms.settings.arm]
         told = [entry for entry in rounds[: last + 1] if entry.threshold is not None]
         if not told or told[-1].threshold is None:
@@ -122,7 +122,7 @@ class Evidence:
         return not_measured(name, wanted, f"LT was given ({threshold['value']:g}), not measured")
 
     def _noise(self, limit: float, last: int) -> Criterion:
-        name, wanted = "label noise", f"upper bound of wrong answers at most {percentage(limit)} %"
+        name, wanted = "label noise", f"upper bound <= {percentage(limit)} %"
         gold = sum(one.gold for one in self.quality)
         if not gold:
             return not_measured(name, wanted, "no annotator has answered a gold clip")
@@ -134,8 +134,8 @@ class Evidence:
     def _gain(self, limit: float, last: int) -> Criterion:
         settings = self.arms.settings
         percent = f"{100 * settings.evaluate.target_precision:.0f}"
-        name = f"gain in recall at {percent} % precision"
-        wanted = f"interval over random sampling above {100 * limit:g} points"
+        name = f"gain in R@P{percent} over random"
+        wanted = f"interval > {percentage(limit)} %"
         if RANDOM not in self.arms.rounds or settings.arm == RANDOM:
             return not_measured(
                 name, wanted, "the arm random was not run beside: set arms=[random]"
@@ -154,7 +154,7 @@ class Evidence:
         return above(name, wanted, limit, (gain.value, gain.low, gain.high), evidence)
 
     def _cost(self, limit: float, last: int) -> Criterion:
-        name, wanted = "cost per positive", f"upper bound at most {limit:g}"
+        name, wanted = "cost per positive", f"upper bound <= {limit:g}"
         rounds = self.account["rounds"][: last + 1]
         cost = rounds[-1]["cost"]
         if cost is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from launch.account_report import saved_labels
 from vlmae.metrics import percentage, percentage_interval
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -30,6 +31,12 @@ def numbers(criterion: Mapping[str, Any]) -> str:
     return f"{value}{unit} [{low or ''} to {high or ''}]"
 
 
+def _saved_money(saved: Mapping[str, Any] | None, task: str) -> str:
+    told = saved[task] if saved else None
+    value = told["saved_money"] if told else None
+    return "-" if value is None else f"{value:.2f}"
+
+
 def pilot_page(pilot: Mapping[str, Any], picture: bytes) -> str:
     """The page as text.
 
@@ -45,6 +52,8 @@ def pilot_page(pilot: Mapping[str, Any], picture: bytes) -> str:
         lstrip_blocks=True,
     )
     environment.filters["numbers"] = numbers
+    environment.filters["saved"] = saved_labels
+    environment.filters["money"] = _saved_money
     environment.filters["interval"] = percentage_interval
     environment.filters["percentage"] = percentage
     template = environment.get_template("pilot.html.j2")

@@ -158,11 +158,11 @@ def test_a_small_pilot_goes_step_by_step_to_its_page(tiny: TinyRun, tmp_path: Pa
     assert pilot["waiting"] == []
     last = {one["name"]: one for one in pilot["steps"][-1]["criteria"]}
     assert set(last) == {
-        "lookalike precision", "label noise", "gain in recall at 80 % precision",
+        "lookalike precision", "label noise", "gain in R@P80 over random",
         "cost per positive",
     }  # fmt: skip
     first = {one["name"]: one["answer"] for one in pilot["steps"][0]["criteria"]}
-    assert first["gain in recall at 80 % precision"] == "not measured"
+    assert first["gain in R@P80 over random"] == "not measured"
     assert last["label noise"]["value"] == 0, "the oracle is exact"
     assert "0 of 36 answers on gold clips are wrong" in last["label noise"]["evidence"]
     assert last["label noise"]["answer"] == "no", "36 answers bound noise by 9.6 %, not by 5 %"
