@@ -8,7 +8,7 @@ the arm's ledger, one transaction a round.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from launch.clips import first_clips, gold_clips
 from launch.copies import excluded_clips, media_of, with_carried
 from launch.expansion import expand_stage, read_threshold
+from launch.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
 from launch.recorded import expansion_of, record_without_tombstones, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
@@ -55,6 +56,8 @@ class GrowthRound:
         threshold: LT of that expansion, or None.
         seconds: stage -> seconds it cost when it was made.
         evaluated: directory name of the stage with the predictions of the measured clips.
+        pseudo: what the model labelled itself, see `PseudoLabelling.label`; None where it may not.
+        stages: name -> stages that this round's model was made and used by.
     """
 
     round: int
@@ -65,6 +68,8 @@ class GrowthRound:
     threshold: dict[str, Any] | None
     seconds: dict[str, float]
     evaluated: str
+    pseudo: dict[str, Any] | None = None
+    stages: dict[str, list[Stage]] = field(default_factory=dict)
 
 
 def grow(
@@ -84,6 +89,7 @@ def grow(
     with Ledger.open(path) as ledger:
         _record_first_labels(settings, shared, ledger)
         gold = _gold(settings, ledger)
+        pseudo = PseudoLabelling(settings, shared, ledger)
         brought: _Brought | None = None
         for number in range(settings.rounds + 1):
             clock = _Clock(folder, say, f"{settings.arm}, round {number}")
@@ -91,7 +97,10 @@ def grow(
                 _annotate(settings, shared, ledger, brought, number, clock)
             ledger.adjudicate(settings.merge)
             labelled = _labelled(settings, ledger, number)
-            trained = clock.run("train", partial(train_stage, settings, shared, labelled, gold))
+            model = brought.model if brought else None
+            own = pseudo.label(number, labelled, gold, model, clock.run, say)
+            used = with_pseudo_labels(settings, ledger, labelled, number)
+            trained = clock.run("train", partial(train_stage, settings, shared, used, gold))
             measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
             rounds.append(
                 GrowthRound(
@@ -103,26 +112,32 @@ def grow(
                     brought.threshold if brought else None,
                     clock.seconds,
                     measured.path.name,
+                    own,
+                    clock.stages,
                 )
             )
             if number < settings.rounds:
-                brought = _recorded(settings, ledger, number + 1)
+                asking = settings.in_round(number + 1)
+                brought = _recorded(asking, ledger, number + 1)
                 if brought is None:
-                    brought = _expand(settings, shared, ledger, trained, number + 1, clock)
+                    brought = _expand(asking, shared, ledger, trained, number + 1, clock)
     return rounds
 
 
 def final_labels(settings: Settings, folder: RunFolder) -> tuple[pa.Table, pa.Table]:
     """The training set of the last round and the gold labels, from the arm's ledger."""
     with Ledger.open(folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
-        return _labelled(settings, ledger, settings.rounds), _gold(settings, ledger)
+        labelled = _labelled(settings, ledger, settings.rounds)
+        labelled = with_pseudo_labels(settings, ledger, labelled, settings.rounds)
+        return labelled, _gold(settings, ledger)
 
 
 @dataclass(frozen=True)
 class _Brought:
     """What an expansion brought to the round after it.
 
-    Its stage is None where the round is in the ledger already, see `launch.recorded`.
+    Its stage and its model are None where the round is in the ledger already, see
+    `launch.recorded`.
     """
 
     stage: Stage | None
@@ -131,6 +146,7 @@ class _Brought:
     threshold: dict[str, Any] | None
     counts: dict[str, int]
     shortlist: Stage | None = None
+    model: PseudoModel | None = None
 
 
 class _Clock:
@@ -139,18 +155,20 @@ class _Clock:
     def __init__(self, folder: RunFolder, say: Say, title: str) -> None:
         self.folder, self.say, self.title = folder, say, title
         self.seconds: dict[str, float] = {}
+        self.stages: dict[str, list[Stage]] = {}
 
     def run(self, name: str, make: Callable[[], Stage]) -> Stage:
         self.say(f"{self.title}: {name}")
         stage = self.folder.use(make())
         self.seconds[name] = self.seconds.get(name, 0.0) + stage.seconds
+        self.stages.setdefault(name, []).append(stage)
         return stage
 
 
 def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> None:
     """Round 0: the first labels by the annotator, and gold labels that no training sees."""
     first, gold = first_clips(settings, shared.truth), gold_clips(settings, shared.truth)
-    answered = _oracle(settings, shared).annotate(
+    answered = annotator_of(settings, shared).annotate(
         sample_ids.from_arrow(first["id"]), sample_ids.texts(first["key"]), settings.tasks
     )
     keys = gold["key"].to_pylist()
@@ -176,7 +194,8 @@ def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> 
     )
 
 
-def _oracle(settings: Settings, shared: Shared) -> Oracle:
+def annotator_of(settings: Settings, shared: Shared) -> Oracle:
+    """Who labels."""
     return Oracle(shared.truth, **settings.oracle)
 
 
@@ -235,6 +254,9 @@ def _expand(
             media=media_of(settings, shared, clock.run),
         ),
     )
+    threshold = read_threshold(stage)
+    value = threshold["value"] if threshold else None
+    model = PseudoModel(trained, checkpoint.sha256, found.pool, found.gold, value)
     return _Brought(
         stage,
         checkpoint.sha256,
@@ -242,6 +264,7 @@ def _expand(
         read_threshold(found.broadened or stage),
         {**stage.counts, "scored": found.scored},
         found.shortlist,
+        model if found.thresholds else None,
     )
 
 
@@ -305,7 +328,7 @@ def _annotate(
 
 
 def _ask(settings: Settings, shared: Shared, candidates: pa.Table, output: Path) -> Counts:
-    annotations = _oracle(settings, shared).annotate(
+    annotations = annotator_of(settings, shared).annotate(
         sample_ids.from_arrow(candidates["id"]), sample_ids.texts(candidates["key"]), settings.tasks
     )
     pq.write_table(annotations, output / "annotations.parquet")

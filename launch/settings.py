@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
+from lsb.pseudo import PseudoConfig
 from lsb.search.config import NOT_HASHED as SEARCH_NOT_HASHED
 from lsb.search.config import SearchConfig
 from lsb.search.faiss_config import FaissConfig
@@ -33,7 +34,7 @@ from vlmae.trainer import TrainConfig
 from vlmae.training import NOT_HASHED
 
 # Keys that say where and how fast, not what: a run may be continued with other values.
-NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger", "compare")
+NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger", "compare", "pilot")
 NOT_IDENTITY_OF = {
     "data": ("sources", "cache", "processes"),
     "prefix": ("processes", "use"),
@@ -48,6 +49,7 @@ KINDS: dict[str, Any] = {
     "name": str,
     "runs": str,
     "rounds": int,
+    "budgets": list[int],
     "arm_name": str,
     "arms": list[str],
     "controls": bool,
@@ -109,6 +111,7 @@ class Settings:
         name: of the run; its folder is `runs / name`.
         runs: folder of runs and stages.
         rounds: how often labels are added.
+        budgets: clips asked in rounds 1, 2, ...; empty for `selection.budget` in all.
         arm: preset of acquisition and broadening.
         arms: presets compared with it at equal budgets.
         controls: whether models without one modality are trained for comparison.
@@ -132,12 +135,14 @@ class Settings:
         expand: acquisition, seeds, LT, search, selection.
         oracle: noise and seed of the simulated annotator.
         merge: how the answers of several annotators become one label.
+        pseudo: when the model may label clips itself.
         identity: the composed config without keys that do not change results.
     """
 
     name: str
     runs: Path
     rounds: int
+    budgets: tuple[int, ...]
     arm: str
     arms: tuple[str, ...]
     controls: bool
@@ -161,6 +166,7 @@ class Settings:
     expand: ExpandConfig
     oracle: OracleOptions
     merge: MergeConfig
+    pseudo: PseudoConfig
     identity: dict[str, Any]
 
     @property
@@ -172,6 +178,13 @@ class Settings:
     def folder(self) -> Path:
         """The run's own folder."""
         return self.runs / self.name
+
+    def in_round(self, number: int) -> Settings:
+        """The same with the budget of one round, from 1 on."""
+        if not self.budgets:
+            return self
+        selection = replace(self.expand.selection, budget=self.budgets[number - 1])
+        return replace(self, expand=replace(self.expand, selection=selection))
 
     @classmethod
     def from_config(cls, config: DictConfig) -> Settings:
@@ -204,6 +217,7 @@ class Settings:
             name=values["name"],
             runs=Path(values["runs"]),
             rounds=values["rounds"],
+            budgets=_budgets(values["budgets"], values["rounds"]),
             arm=values["arm_name"],
             arms=tuple(values["arms"]),
             controls=values["controls"],
@@ -233,8 +247,18 @@ class Settings:
             ),
             oracle=checked("oracle", OracleOptions, values["oracle"]),
             merge=build("ledger", MergeConfig, values["ledger"]),
+            pseudo=build("pseudo", PseudoConfig, values["pseudo"]),
             identity=_identity(values),
         )
+
+
+def _budgets(budgets: list[int], rounds: int) -> tuple[int, ...]:
+    if budgets and (len(budgets) < rounds or min(budgets) < 1):
+        raise ValueError(
+            f"budgets is {budgets} for {rounds} rounds: give 1 or more for each of them, or none "
+            "for selection.budget in all"
+        )
+    return tuple(budgets)
 
 
 def _search(values: dict[str, Any]) -> SearchConfig:
@@ -251,6 +275,10 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         if group not in values:  # not every command has it
             continue
         kept[group] = {k: v for k, v in values[group].items() if k not in keys}
+    if values["pseudo"]["mode"] == "none":  # runs of before there was a choice go on
+        del kept["pseudo"]
+    if not values["budgets"]:
+        del kept["budgets"]
     return kept
 
 

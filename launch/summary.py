@@ -101,6 +101,7 @@ def _round(
         "expansion": entry.counts,
         "lookalike_threshold": entry.threshold,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        **({} if entry.pseudo is None else {"pseudo_labels": entry.pseudo}),
     }
 
 
@@ -123,6 +124,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     console.print(_rounds_table(summary))
     if any(entry["expansion"] for entry in summary["rounds"]):
         console.print(_growth_table(summary))
+    if any("pseudo_labels" in entry for entry in summary["rounds"]):
+        console.print(_pseudo_table(summary))
     console.print(_seconds_table(summary))
     console.print(_cache_line(summary["cache"]))
     if len(summary["arms"]) > 1:
@@ -152,7 +155,7 @@ def _cache_line(cache: Mapping[str, Any]) -> str:
     )
 
 
-def _table(title: str, *columns: str, words: Sequence[str] = ()) -> Table:
+def number_table(title: str, *columns: str, words: Sequence[str] = ()) -> Table:
     """A table that fits 80 characters; columns named in `words` are text, the others numbers."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
@@ -175,7 +178,7 @@ def _rounds_table(summary: Mapping[str, Any]) -> Table:
         "AP 95 %",
     )
     title = f"{summary['experiment']}, arm {summary['arm']}, in % of the test split"
-    table = _table(title, *columns, words=("task",))
+    table = number_table(title, *columns, words=("task",))
     for entry in summary["rounds"]:
         for index, (task, metrics) in enumerate(entry["tasks"].items()):
             table.add_row(
@@ -214,7 +217,7 @@ def _growth_table(summary: Mapping[str, Any]) -> Table:
         "lookalikes",
         "others",
     )
-    table = _table(title, *columns)
+    table = number_table(title, *columns)
     for entry in summary["rounds"]:
         counts, threshold = entry["expansion"], entry["lookalike_threshold"] or {}
         if not counts:
@@ -240,9 +243,35 @@ def _growth_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def _pseudo_table(summary: Mapping[str, Any]) -> Table:
+    columns = ("round", "label", "clips", "gold", "right", "bound", "last rule now", "used")
+    table = number_table("labels by the model itself", *columns, words=("label", "used"))
+    for entry in summary["rounds"]:
+        told = entry.get("pseudo_labels") or {"rules": []}
+        for rule in told["rules"]:
+            name = f"{rule['task']}={rule['label']}"
+            earlier = f"{rule['earlier_right']} of {rule['earlier_gold']}"
+            table.add_row(
+                str(entry["round"]),
+                name,
+                str(told["labels"][name]),
+                str(rule["gold"]),
+                str(rule["right"]),
+                percentage(rule["bound"]),
+                "-" if rule["earlier_cut"] is None else earlier,
+                "no" if rule["off"] else "yes",
+            )
+        table.add_section()
+    table.caption = (
+        "gold: clips that the rule takes, right: with that label, bound: of its precision in %; "
+        "why a label is not used stands in summary.json"
+    )
+    return table
+
+
 def _seconds_table(summary: Mapping[str, Any]) -> Table:
     stages = list(dict.fromkeys(name for entry in summary["rounds"] for name in entry["seconds"]))
-    table = _table("seconds per stage, when it was made", "round", *stages)
+    table = number_table("seconds per stage, when it was made", "round", *stages)
     for entry in summary["rounds"]:
         cells = [entry["seconds"].get(stage) for stage in stages]
         table.add_row(str(entry["round"]), *("" if s is None else f"{s:.1f}" for s in cells))
@@ -252,7 +281,7 @@ def _seconds_table(summary: Mapping[str, Any]) -> Table:
 def _arms_table(summary: Mapping[str, Any]) -> Table:
     tasks = list(summary["rounds"][-1]["tasks"])
     title = "arms at equal labels, last round: R@P / AP in %"
-    table = _table(title, "arm", "labels", "found", *tasks, words=("arm",))
+    table = number_table(title, "arm", "labels", "found", *tasks, words=("arm",))
     for arm, entry in summary["arms"].items():
         last = entry["rounds"][-1]
         cells = (
@@ -267,7 +296,7 @@ def _arms_table(summary: Mapping[str, Any]) -> Table:
 def _controls_table(summary: Mapping[str, Any]) -> Table:
     tasks = list(summary["rounds"][-1]["tasks"])
     title = "what audio is worth, labels of the last round: AP in % with 95 %"
-    table = _table(title, "model", *tasks, words=("model",))
+    table = number_table(title, "model", *tasks, words=("model",))
     for name, metrics in summary["controls"].items():
         cells = (with_interval(metrics[task], "average_precision") for task in tasks)
         table.add_row(name, *cells)

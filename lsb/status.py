@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rich.console import Group
 from rich.table import Table
 
-from lsb.annotate import SOURCES
+from lsb.annotate import PSEUDO, SOURCES
 from lsb.console import console
 from lsb.ledger import AnnotatorQuality, Ledger, Row
 from lsb.ledger.quality import current_votes
@@ -29,8 +29,9 @@ class RoundStatus:
         round: its number.
         arm: its preset.
         asked: clips that were chosen.
-        labelled: clips with a label of this round, of any source.
-        annotations: labels given.
+        labelled: clips with a label of this round, of any source but a model.
+        annotations: labels given to them.
+        pseudo: labels that a model gave for this round alone.
         cost: price times count, summed, in the units of `Ledger.record_cost`.
     """
 
@@ -39,6 +40,7 @@ class RoundStatus:
     asked: int
     labelled: int
     annotations: int
+    pseudo: int
     cost: float
 
 
@@ -108,8 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _rounds(ledger: Ledger, annotations: Iterable[Row]) -> list[RoundStatus]:
     asked = Counter(row["round"] for row in ledger.candidacies())
     given: Counter[int] = Counter()
+    pseudo: Counter[int] = Counter()
     clips: dict[int, set[str]] = defaultdict(set)
     for row in annotations:
+        if row["source"] == PSEUDO:
+            pseudo[row["round"]] += 1
+            continue
         given[row["round"]] += 1
         clips[row["round"]].add(row["clip_id"])
     paid: dict[int, float] = defaultdict(float)
@@ -122,6 +128,7 @@ def _rounds(ledger: Ledger, annotations: Iterable[Row]) -> list[RoundStatus]:
             asked[held.round],
             len(clips[held.round]),
             given[held.round],
+            pseudo[held.round],
             paid[held.round],
         )
         for held in ledger.rounds()
@@ -129,7 +136,7 @@ def _rounds(ledger: Ledger, annotations: Iterable[Row]) -> list[RoundStatus]:
 
 
 def _tasks(ledger: Ledger, annotations: Iterable[Row]) -> list[TaskStatus]:
-    votes = current_votes(annotations, [name for name in SOURCES[1:] if name != "pseudo"])
+    votes = current_votes(annotations, [name for name in SOURCES[1:] if name != PSEUDO])
     known = ledger.gold()
     last = {(row["clip_id"], row["task"]): row["label"] for row in ledger.adjudications()}
     again = {(row["id"].hex(), row["task"]) for row in ledger.queue().to_pylist()}
@@ -149,9 +156,9 @@ def _tasks(ledger: Ledger, annotations: Iterable[Row]) -> list[TaskStatus]:
 
 
 def _page(found: Status) -> Group:
-    rounds = _table("rounds", "round", "arm", "asked", "labelled", "annotations", "cost")
+    rounds = _table("rounds", "round", "arm", "asked", "labelled", "annotations", "pseudo", "cost")
     for one in found.rounds:
-        counts = (one.asked, one.labelled, one.annotations)
+        counts = (one.asked, one.labelled, one.annotations, one.pseudo)
         rounds.add_row(str(one.round), one.arm, *(f"{n:,}" for n in counts), f"{one.cost:,.2f}")
     tasks = _table(
         "tasks", "task", "items", "several answers", "disagree", "resolved", "to ask again", "gold"

@@ -11,6 +11,8 @@ from lsb.ids import ID_TYPE, IdArray
 
 SOURCES = ("gold", "human", "oracle", "pseudo")
 """Where a label comes from, most trusted first."""
+PSEUDO = SOURCES[-1]
+"""Given by a model of this project: it counts in its own round only, and never beside others."""
 
 ANNOTATION_FIELDS: dict[str, pa.DataType] = {
     "id": ID_TYPE,

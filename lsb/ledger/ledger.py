@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 
-from lsb.annotate import SOURCES
+from lsb.annotate import PSEUDO, SOURCES
 from lsb.ids import IdArray, from_hex
 from lsb.ledger.adjudications import (
     known_labels,
@@ -136,7 +136,8 @@ class Ledger:
             record: the round.
             candidates: schema `lsb.selection.CHOSEN`, unique in id.
             annotations: schema `lsb.annotate.ANNOTATIONS`, unique in (id, task, labeller); all the
-                round's. None where they come later, by `import_annotations`.
+                round's. None where they come later, by `import_annotations`; pseudo-labels may do
+                so in any case.
             labelled_at: time of the labels, with a time zone; now by default.
 
         Returns:
@@ -156,7 +157,9 @@ class Ledger:
                 require_equal(connection, ROUNDS, record.round, rounds)
                 require_equal(connection, CANDIDATES, record.round, chosen)
                 if annotations is not None:
-                    require_equal(connection, ANNOTATED, record.round, labels)
+                    given = any(row["source"] == PSEUDO for row in labels)
+                    of_people = [] if given else [ANNOTATED.c.source != PSEUDO]
+                    require_equal(connection, ANNOTATED, record.round, labels, *of_people)
                 return False
             connection.execute(sa.insert(ROUNDS), rounds)
             if chosen:
@@ -327,12 +330,13 @@ class Ledger:
 
         Where a (clip, task) has several labels, gold labels win, then what was adjudicated (left
         out where that is unresolved), then the more trusted source (human, then oracle, then
-        pseudo), then the later round, then the labeller first by name. Items of the table `gold`
-        are left out. Pass the sources you want: gold is often kept for evaluation.
+        pseudo), then the later round, then the labeller first by name. Pseudo-labels count in the
+        round they were made for alone: those of earlier models are withdrawn. Items of the table
+        `gold` are left out. Pass the sources you want: gold is often kept for evaluation.
 
         Args:
-            through_round: leave out labels of later rounds, and what was adjudicated from them;
-                None takes all.
+            through_round: leave out labels of later rounds, and what was adjudicated from them,
+                and pseudo-labels of any other round; None takes all, pseudo-labels of the last.
             sources: of labels to use; adjudications that rest on another one are not used.
 
         Returns:
@@ -359,8 +363,11 @@ class Ledger:
         if unknown:
             raise ValueError(f"source {unknown[0]!r} is unknown: use {', '.join(SOURCES)}")
         query = sa.select(ANNOTATED).where(ANNOTATED.c.source.in_(list(sources)))
+        now: Any = sa.select(sa.func.max(ROUNDS.c.round)).scalar_subquery()
         if through_round is not None:
+            now = through_round
             query = query.where(ANNOTATED.c.round <= through_round)
+        query = query.where((ANNOTATED.c.source != PSEUDO) | (ANNOTATED.c.round == now))
         with self.engine.connect() as connection:
             annotations = all_rows(connection, query)
             adjudications = [
@@ -372,8 +379,11 @@ class Ledger:
         return counted_labels(annotations, adjudications, self.measured())
 
     def labelled_ids(self, through_round: int | None = None) -> IdArray:
-        """Ids of clips with a label of any source, ascending, (N,) S16."""
-        query = sa.select(ANNOTATED.c.clip_id).distinct()
+        """Ids of clips with a label, ascending, (N,) S16.
+
+        Pseudo-labels do not count: a person may still be asked about such a clip.
+        """
+        query = sa.select(ANNOTATED.c.clip_id).where(ANNOTATED.c.source != PSEUDO).distinct()
         if through_round is not None:
             query = query.where(ANNOTATED.c.round <= through_round)
         return from_hex(sorted(row["clip_id"] for row in self._rows(query)))

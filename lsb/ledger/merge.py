@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lsb.annotate import SOURCES
+from lsb.annotate import PSEUDO, SOURCES
 from lsb.ledger.quality import Item, Votes, annotator_quality
 
 Shares = dict[Item, dict[int, float]]
@@ -31,7 +31,7 @@ class MergeConfig:
         policy: `majority` counts answers; `gold_weighted` weighs each by the smoothed accuracy of
             its annotator on gold items of the task; `dawid_skene` estimates error rates of all
             annotators from their agreement and gold items, and needs crowd-kit.
-        sources: whose labels are answers. Pseudo-labels are no second opinion by default.
+        sources: whose labels are answers. Pseudo-labels are no second opinion.
         agreement: share in [0, 1) that the winning label must exceed: 0.5 leaves ties of two
             unresolved, 0.99 asks for unanimity.
         minimum_annotators: items with fewer answers stay unresolved.
@@ -49,7 +49,8 @@ class MergeConfig:
     def __post_init__(self) -> None:
         if self.policy not in _SHARES:
             raise ValueError(f"ledger.policy is {self.policy!r}: use one of {', '.join(_SHARES)}")
-        allowed = SOURCES[1:]  # gold is the measure, not an answer
+        # Gold is the measure, not an answer; a model would outvote people, one checkpoint a vote.
+        allowed = [source for source in SOURCES[1:] if source != PSEUDO]
         if not self.sources or set(self.sources) - set(allowed):
             raise ValueError(
                 f"ledger.sources is {list(self.sources)}: give some of {', '.join(allowed)}"

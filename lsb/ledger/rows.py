@@ -118,11 +118,22 @@ def require_ids_of_keys(rows: list[Row]) -> None:
             )
 
 
-def require_equal(connection: sa.Connection, table: sa.Table, number: int, rows: list[Row]) -> None:
-    """Refuse a round that `table` holds with other rows; names the first difference."""
+def require_equal(
+    connection: sa.Connection,
+    table: sa.Table,
+    number: int,
+    rows: list[Row],
+    *conditions: sa.ColumnElement[bool],
+) -> None:
+    """Refuse a round that `table` holds with other rows; names the first difference.
+
+    Rows of the table that miss one of `conditions` are not compared.
+    """
     names = [column.name for column in table.c if column.name != "labelled_at"]
     order = [column.name for column in table.primary_key.columns if column.name != "round"]
-    query = sa.select(*(table.c[name] for name in names)).where(table.c.round == number)
+    query = sa.select(*(table.c[name] for name in names)).where(
+        table.c.round == number, *conditions
+    )
     held = [dict(row) for row in connection.execute(query).mappings()]
     # Not by the database, whose collation may order text in another way than Python does.
     held.sort(key=lambda row: tuple(row[name] for name in order))

@@ -43,6 +43,10 @@ WRONG = {
     "+loader.positive_weight.unsafe=0": "loader weight unsafe is 0",
     "evaluation.resamples=0": "resamples 0",
     "task.names=[relevance,beauty]": "beauty",
+    "pseudo.mode=all": "pseudo.mode is 'all'",
+    "+pseudo.foo=1": "pseudo has no key 'foo'",
+    "budgets=[5]": r"budgets is \[5\] for 2 rounds",
+    "budgets=[5,0]": "give 1 or more",
 }
 
 
@@ -123,3 +127,16 @@ def test_only_a_pool_that_is_asked_by_dropout_is_embedded_with_it(
     shared = SimpleNamespace(source=None)
     growth._embed(settings, shared, None, split)  # type: ignore[arg-type]
     assert asked == [passes]
+
+
+def test_a_round_may_have_a_budget_of_its_own() -> None:
+    plain = Settings.from_config(compose_config("round", ["experiment=tiny"]))
+    assert plain.in_round(2) is plain
+    assert "budgets" not in plain.identity, "runs of before there was a choice go on"
+    own = Settings.from_config(compose_config("round", ["experiment=tiny", "budgets=[5,7,9]"]))
+    budgets = [own.in_round(number).expand.selection.budget for number in (1, 2, 3)]
+    assert budgets == [5, 7, 9]
+    assert own.in_round(2).expand.broadening == plain.expand.broadening
+    assert own.identity["budgets"] == [5, 7, 9]
+    asked = compose_config("round", ["experiment=tiny", "pilot.label_noise=0.3"])
+    assert Settings.from_config(asked).identity == plain.identity

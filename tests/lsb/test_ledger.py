@@ -161,6 +161,33 @@ def test_training_set_and_its_conflict_rule(ledger: Ledger) -> None:
         ledger.training_set(sources=["guess"])
 
 
+def test_pseudo_labels_count_in_their_round_alone_and_bar_nobody(ledger: Ledger) -> None:
+    none = CHOSEN.empty_table()
+    asked = labels({("a", "x"): 1})
+    ledger.record_round(record(0), none, asked)
+    ledger.record_round(record(1), none, labels({("b", "x"): 1}))
+    ledger.import_annotations(1, labels({("p", "x"): 1, ("q", "x"): 0}, "pseudo", "pseudo:one"))
+    ledger.record_round(record(2), none, labels({("p", "x"): 0}))
+    ledger.import_annotations(2, labels({("p", "x"): 1, ("r", "x"): 1}, "pseudo", "pseudo:two"))
+
+    def trained(through: int | None) -> dict[str, tuple[int, str]]:
+        rows = ledger.training_set(through).to_pylist()
+        return {row["key"]: (row["label_x"], row["source"]) for row in rows}
+
+    people = {"a": (1, "oracle"), "b": (1, "oracle")}
+    assert trained(0) == {"a": (1, "oracle")}
+    assert trained(1) == {**people, "p": (1, "pseudo"), "q": (0, "pseudo")}
+    # q is withdrawn with the model that labelled it; what the oracle says of p counts.
+    assert trained(2) == trained(None) == {**people, "p": (0, "oracle"), "r": (1, "pseudo")}
+    ledger.record_round(record(3), none, None)
+    assert trained(None) == {**people, "p": (0, "oracle")}, "round 3 has none yet"
+    assert len(ledger.labelled_ids(1)) == 2, "q may still be asked about"
+    # A run that goes on records its rounds again, before it makes its pseudo-labels.
+    assert not ledger.record_round(record(1), none, labels({("b", "x"): 1}))
+    with pytest.raises(ValueError, match="with other content"):
+        ledger.record_round(record(1), none, labels({("b", "x"): 0}))
+
+
 def test_ids_with_trailing_nul_bytes_survive(ledger: Ledger) -> None:
     number = next(n for n in range(10_000) if sample_id(f"clip-{n}").endswith(b"\0"))
     key = f"clip-{number}"

@@ -147,8 +147,11 @@ def test_adjudications_of_other_sources_are_not_used(ledger: Ledger) -> None:
     assert ledger.training_set().num_rows == 0
     assert trained(ledger, None, ["human"]) == {"a": (1, 1, "human")}
     assert trained(ledger, None, ["oracle", "pseudo"]) == {"a": (0, 1, "oracle")}
-    ledger.adjudicate(MergeConfig(sources=("human", "oracle", "pseudo")))
-    assert trained(ledger) == {"a": (0, 1, "pseudo")}  # the least trusted is named
+    with pytest.raises(ValueError, match=r"pseudo.*give some of human, oracle"):
+        MergeConfig(sources=("human", "oracle", "pseudo"))  # a model never votes beside people
+    ledger.import_annotations(1, answers("bob", {"a": 0}))
+    ledger.adjudicate(MergeConfig())
+    assert trained(ledger) == {"a": (0, 1, "oracle")}  # the least trusted is named
     ledger.import_annotations(1, labels({("a", "x"): 1}, "gold", "release"))
     assert trained(ledger) == {"a": (1, 1, "gold")}
     assert ledger.adjudicate(MergeConfig()).items == 0

@@ -15,9 +15,9 @@ def test_counts(ledger_location: str) -> None:
     with Ledger.open(ledger_location, create=False) as ledger:
         found = status(ledger)
     assert found.rounds == [
-        RoundStatus(0, "first", asked=0, labelled=2, annotations=3, cost=0.0),
-        RoundStatus(1, "lsb_lt", asked=3, labelled=3, annotations=6, cost=0.75 + 1.5),
-        RoundStatus(2, "lsb_lt", asked=0, labelled=1, annotations=1, cost=0.0),
+        RoundStatus(0, "first", asked=0, labelled=2, annotations=3, pseudo=0, cost=0.0),
+        RoundStatus(1, "lsb_lt", asked=3, labelled=3, annotations=6, pseudo=0, cost=0.75 + 1.5),
+        RoundStatus(2, "lsb_lt", asked=0, labelled=0, annotations=0, pseudo=1, cost=0.0),
     ]
     assert found.tasks == [
         TaskStatus("x", items=5, several=3, disagreed=2, resolved=1, unresolved=1, gold=2),
@@ -38,7 +38,7 @@ def test_page(ledger_location: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([ledger_location]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
-    assert ["1", "lsb_lt", "3", "3", "6", "2.25"] in cells
+    assert ["1", "lsb_lt", "3", "3", "6", "0", "2.25"] in cells
     assert ["x", "5", "3", "2", "1", "1", "2"] in cells
     assert ["1", "bob", "batch 1", "3", "0.5", "1.50"] in cells
     assert ["ann", "x", "human", "3", "1", "1", "1.000 (0.207 to 1.000)"] in cells

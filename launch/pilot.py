@@ -1,0 +1,170 @@
+"""The three-step pilot and its go/no-go page: `python -m launch.pilot experiment=pilot`.
+
+A few dozen clips, then limited labels, then scale: `pilot.steps` names the last round of each step,
+`budgets` what is asked in each round. With `rounds` at the end of a step it stops there and goes on
+later. What is asked of the pilot is written down when it starts (criteria.json) and cannot be
+changed afterwards. Writes account.json, account.png, pilot.json and pilot.html, one file without
+any link (docs/pilot.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from launch.account import Prices, write_account
+from launch.arms import Arms, run_arms
+from launch.clips import gold_clips
+from launch.criteria import Criterion, verdict
+from launch.growth import annotator_of
+from launch.pilot_evidence import Evidence, PilotConfig
+from launch.pilot_page import numbers, pilot_page
+from launch.run_folder import differences
+from launch.settings import Settings
+from launch.summary import number_table
+from lsb import ids as sample_ids
+from lsb.artifact import read_json, write_bytes, write_json
+from lsb.labelled import LABEL
+from lsb.ledger import GOLD_LABELS, AnnotatorQuality, Ledger, Round
+from lsb.selection import CHOSEN
+from vlmae.config import as_dict, build, command
+
+CRITERIA_FILE = "criteria.json"
+GOLD_LEDGER = "gold.sqlite"
+
+
+def settle_criteria(folder: Path, config: PilotConfig) -> None:
+    """Write down what is asked before anything is run, or refuse other questions afterwards.
+
+    Raises:
+        ValueError: the pilot was started with other criteria; names the first difference.
+    """
+    file, asked = folder / CRITERIA_FILE, asdict(config)
+    if file.is_file():
+        changed = differences(read_json(file), asked)
+        if changed:
+            raise ValueError(
+                f"{file} was written when the pilot started and asks for something else "
+                f"({changed[0]}): keep pilot as it was, or start another pilot with name=<name>"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, asked)
+
+
+def measured_annotators(arms: Arms, items: int) -> list[AnnotatorQuality]:
+    """How good annotators are on gold clips.
+
+    From the arm's ledger where they have answered some there. Otherwise they are asked about the
+    first gold clips by id, in a ledger of its own: nothing of it trains.
+
+    Args:
+        arms: the finished run.
+        items: gold clips to ask about.
+    """
+    settings, folder = arms.settings, arms.folder.path
+    with Ledger.open(folder / settings.arm / "ledger.sqlite", create=False) as ledger:
+        quality = [one for one in ledger.quality() if one.gold and one.source != "pseudo"]
+    if quality:
+        return quality
+    gold = gold_clips(settings, arms.shared.truth)
+    ids = sample_ids.from_arrow(gold["id"])
+    gold = gold.take(ids.argsort(kind="stable")[:items])
+    answers = annotator_of(settings, arms.shared).annotate(
+        sample_ids.from_arrow(gold["id"]), sample_ids.texts(gold["key"]), settings.tasks
+    )
+    known = [
+        {"id": row["id"], "key": row["key"], "task": task, "label": row[LABEL + task]}
+        for row in gold.to_pylist()
+        for task in settings.tasks
+        if row[LABEL + task] is not None
+    ]
+    with Ledger.open(folder / GOLD_LEDGER) as ledger:
+        ledger.record_round(Round(0, "gold clips", "", ""), CHOSEN.empty_table(), answers)
+        ledger.add_gold(pa.Table.from_pylist(known, schema=GOLD_LABELS))
+        return ledger.quality()
+
+
+def run_pilot(config: DictConfig, console: Console) -> dict[str, Any]:
+    """Run what is not there yet, answer the criteria of every finished step, write the page.
+
+    Returns:
+        What pilot.json holds: "experiment", "arm", "data", "evidence", "verdict", "steps" (name,
+        last round, "criteria" and "verdict" of each that is finished), "waiting" (names of the
+        others), "criteria" as configured, "annotators" and "account".
+    """
+    values = cast(dict[str, Any], as_dict(config))
+    asked = build("pilot", PilotConfig, values["pilot"])
+    settings = Settings.from_config(config)
+    unknown = sorted(set(asked.tasks) - set(settings.tasks))
+    if unknown:
+        raise ValueError(f"pilot.tasks names {unknown}, the model has {list(settings.tasks)}")
+    if min(asked.steps.values()) > settings.rounds:
+        raise ValueError(
+            f"pilot.steps is {asked.steps} and rounds is {settings.rounds}: no step is finished "
+            "by then, give more rounds"
+        )
+    settle_criteria(settings.folder, asked)
+    arms = run_arms(config, console.log)
+    prices = None if asked.price is None else Prices(asked.price, asked.seconds)
+    account = write_account(arms, console, prices)
+    quality = measured_annotators(arms, asked.gold_items)
+    evidence = Evidence(asked, arms, account, quality)
+    steps = []
+    for name, last in asked.steps.items():
+        if last <= settings.rounds:
+            criteria = evidence.criteria(last)
+            console.print(criteria_table(f"after {name} (round {last})", criteria))
+            steps.append(
+                {
+                    "name": name,
+                    "last_round": last,
+                    "verdict": verdict(criteria),
+                    "criteria": [criterion.as_dict() for criterion in criteria],
+                }
+            )
+    pilot = {
+        "experiment": settings.name,
+        "arm": settings.arm,
+        "data": account["data"],
+        "evidence": account["evidence"],
+        "verdict": steps[-1]["verdict"],
+        "steps": steps,
+        "waiting": [name for name, last in asked.steps.items() if last > settings.rounds],
+        "criteria": asdict(asked),
+        "tasks": list(evidence.tasks),
+        "annotators": [asdict(one) for one in quality],
+        "account": account,
+    }
+    folder = arms.folder.path
+    write_json(folder / "pilot.json", pilot)
+    picture = (folder / "account.png").read_bytes()
+    write_bytes(folder / "pilot.html", pilot_page(pilot, picture).encode())
+    console.print(f"verdict: {pilot['verdict']}. {folder}/pilot.html", soft_wrap=True)
+    return pilot
+
+
+def criteria_table(title: str, criteria: list[Criterion]) -> Table:
+    """One row a criterion."""
+    table = number_table(
+        title, "criterion", "wanted", "found", "answer", words=("criterion", "wanted")
+    )
+    for one in criteria:
+        table.add_row(one.name, one.wanted, numbers(one.as_dict()), one.answer)
+    return table
+
+
+@command("round")
+def main(config: DictConfig) -> None:
+    """Run the pilot as far as `rounds` goes."""
+    run_pilot(config, Console(log_path=False))
+
+
+if __name__ == "__main__":
+    main()
