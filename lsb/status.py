@@ -183,9 +183,9 @@ def _page(found: Status) -> Group:
         interval = "no gold item"
         if answer.accuracy is not None:
             interval = f"{answer.accuracy:.3f} ({answer.low:.3f} to {answer.high:.3f})"
-        counts = (answer.annotations, answer.gold, answer.correct)
+        answers = (answer.annotations, answer.gold, answer.correct)
         origin = (answer.labeller, answer.task, answer.source)
-        quality.add_row(*origin, *(f"{n:,}" for n in counts), interval)
+        quality.add_row(*origin, *(f"{n:,}" for n in answers), interval)
     return Group(*pages, quality)
 
 
