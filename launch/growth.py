@@ -13,21 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launch.clips import first_clips, gold_clips
-from launch.expansion import expand_stage, read_threshold
+from launch.clips import first_clips, gold_clips, measured_clips
+from launch.expansion import CARRIED_FILE, expand_stage, read_threshold
 from launch.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
 from launch.recorded import expansion_of, record_without_tombstones, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from launch.shared import Say, Shared, evaluate_stage, train_stage
-from launch.shortlist import choice
+from launch.shortlist import choice, with_provenance
 from lsb import ids as sample_ids
 from lsb.annotate import annotation_table
 from lsb.annotate.oracle import Oracle
 from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.carried import carried_annotations
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
 from lsb.search.faiss_config import FaissConfig
@@ -35,6 +37,7 @@ from lsb.search.faiss_index import build_index, train_index
 from lsb.selection import CHOSEN
 from lsb.store import Store
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
+from vlmae.data.media_hashes import hash_media
 from vlmae.data.tombstones import without_tombstones
 from vlmae.evaluation import read_metrics
 
@@ -144,6 +147,7 @@ class _Brought:
     store: str
     threshold: dict[str, Any] | None
     counts: dict[str, int]
+    shortlist: Stage | None = None
     model: PseudoModel | None = None
 
 
@@ -223,7 +227,7 @@ def _expand(
     clock: _Clock,
 ) -> _Brought:
     checkpoint = load_checkpoint(trained.path / CHECKPOINT, shared.source.identities)
-    exclude = ledger.labelled_ids(number - 1)
+    exclude = _excluded(settings, shared, ledger, number)
     gold_labels = _gold(settings, ledger)
     found = choice(
         settings,
@@ -249,17 +253,19 @@ def _expand(
             round=number,
             exclude=exclude,
             index=_index(settings, found.pool, clock),
+            media=_media(settings, shared, clock),
         ),
     )
-    threshold = read_threshold(stage)
+    threshold = read_threshold(stage)  # of this store: LT in pooled space is another
     value = threshold["value"] if threshold else None
     model = PseudoModel(trained, checkpoint.sha256, found.pool, found.gold, value)
     return _Brought(
         stage,
         checkpoint.sha256,
         found.pool.content,
-        threshold,
+        read_threshold(found.broadened or stage),
         {**stage.counts, "scored": found.scored},
+        found.shortlist,
         model if found.thresholds else None,
     )
 
@@ -274,6 +280,30 @@ def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:
     return clock.run("index", partial(build_index, settings.stages, store, search))
 
 
+def _excluded(
+    settings: Settings, shared: Shared, ledger: Ledger, number: int
+) -> sample_ids.IdArray:
+    """Clips that may not be asked for: labelled ones, and where copies are known measured clips.
+
+    These are in no pool, but a copy of one may be, and it must not be trained on.
+    """
+    labelled = ledger.labelled_ids(number - 1)
+    if not settings.expand.selection.media_hashes:
+        return labelled
+    measured = sample_ids.from_arrow(measured_clips(settings, shared.truth)["id"])
+    return np.union1d(labelled, measured)
+
+
+def _media(settings: Settings, shared: Shared, clock: _Clock) -> Stage | None:
+    """Hashes of all media, where equal ones are near duplicates."""
+    if not settings.expand.selection.media_hashes:
+        return None
+    return clock.run(
+        "media hashes",
+        partial(hash_media, settings.stages, shared.data, processes=settings.prefix.processes),
+    )
+
+
 def _annotate(
     settings: Settings,
     shared: Shared,
@@ -285,6 +315,8 @@ def _annotate(
     """Have a round's candidates labelled and write the round into the ledger."""
     assert brought.stage is not None, "a recorded round is never asked again"
     candidates = pq.read_table(brought.stage.path / "candidates.parquet")
+    if brought.shortlist is not None:
+        candidates = with_provenance(candidates, brought.shortlist)
     candidates = without_tombstones(settings.stages, candidates)
     stage = clock.run(
         "label",
@@ -317,8 +349,19 @@ def _annotate(
             threshold.get("pairs"),
         ),
         candidates,
-        pq.read_table(stage.path / "annotations.parquet"),
+        _with_carried(settings, ledger, brought.stage, stage),
     )
+
+
+def _with_carried(
+    settings: Settings, ledger: Ledger, expansion: Stage, labelled: Stage
+) -> pa.Table:
+    """A round's labels, and those that near duplicates get from them."""
+    annotations = pq.read_table(labelled.path / "annotations.parquet")
+    if not settings.expand.selection.carry_labels:
+        return annotations
+    copies = pq.read_table(expansion.path / CARRIED_FILE)
+    return pa.concat_tables([annotations, carried_annotations(copies, annotations, ledger.gold())])
 
 
 def _ask(settings: Settings, shared: Shared, candidates: pa.Table, output: Path) -> Counts:

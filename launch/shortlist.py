@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,19 +11,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from launch.expansion import identity_of
 from launch.settings import Settings
 from launch.shared import Shared
 from lsb import ids as sample_ids
-from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage
+from lsb.acquisition.broadening_config import BroadeningConfig
+from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, write_json
 from lsb.expand import ExpandConfig
 from lsb.ids import IdArray
-from lsb.labelled import LABEL, UNLABELLED
+from lsb.labelled import LABEL, PROBABILITY, UNLABELLED, Labelled
 from lsb.shortlist.config import EVERY, UNSCORED
-from lsb.shortlist.shortlist import Known, shortlist
+from lsb.shortlist.known import Known
+from lsb.shortlist.lookalikes import lookalikes
+from lsb.shortlist.shortlist import shortlist
+from lsb.shortlist.table import SHORTLIST
 from lsb.store import Store
+from lsb.threshold import ThresholdConfig
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled
 
+LOOKALIKES = "lookalikes"
+THRESHOLD_FILE = "threshold.json"
+CURVE_FILE = "lookalikes.parquet"
+"""Beside a shortlist of lookalikes: LT in pooled space, and the evidence it was calibrated on."""
 FILE = "shortlist.parquet"
+NO_SEEDS = BroadeningConfig(entropy=0, confident_error=0)
 Run = Callable[[str, Callable[[], Stage]], Stage]
 """Runs one stage under a name, as the clock of a round does."""
 
@@ -38,6 +49,7 @@ class Choice:
         thresholds: task -> operating threshold; empty where nothing is scored.
         expand: how to choose among them.
         scored: clips of the pool that the model was run on.
+        shortlist: stage of the shortlist; None where there is none.
     """
 
     pool: Stage
@@ -45,6 +57,13 @@ class Choice:
     thresholds: Mapping[str, float]
     expand: ExpandConfig
     scored: int
+    shortlist: Stage | None = None
+
+    @property
+    def broadened(self) -> Stage | None:
+        """The stage with the LT of seeds that were searched in pooled space; None for none."""
+        listed = self.shortlist
+        return listed if listed and (listed.path / THRESHOLD_FILE).is_file() else None
 
 
 def choice(
@@ -89,14 +108,37 @@ def choice(
             for split in ("pool", "gold")
         )
         return Choice(pool, held, {}, settings.expand, 0)
-    listed = run(
-        "shortlist", partial(shortlist_stage, settings, shared, labelled, exclude, number, run)
-    )
-    ids = sample_ids.from_arrow(pq.read_table(listed.path / FILE, columns=["id"])["id"])
-    pool = run("embed", partial(embed_scored, settings, shared, trained, "pool", ids))
     gold_ids = np.sort(sample_ids.from_arrow(gold["id"]))
     held = run("embed", partial(embed_scored, settings, shared, trained, "gold", gold_ids))
-    return Choice(pool, held, thresholds, settings.expand, pool.counts["rows"])
+    if config.method == LOOKALIKES:
+        make = partial(lookalikes_stage, gold=gold, scored=held, thresholds=thresholds)
+    else:
+        make = partial(shortlist_stage)
+    listed = run("shortlist", partial(make, settings, shared, labelled, exclude, number, run))
+    ids = sample_ids.from_arrow(pq.read_table(listed.path / FILE, columns=["id"])["id"])
+    pool = run("embed", partial(embed_scored, settings, shared, trained, "pool", ids))
+    chosen = settings.expand
+    if config.method == LOOKALIKES:  # broadening is done: the order of the acquisition chooses
+        chosen = replace(chosen, broadening=NO_SEEDS, threshold=ThresholdConfig(mode="none"))
+    return Choice(pool, held, thresholds, chosen, pool.counts["rows"], listed)
+
+
+def with_provenance(candidates: pa.Table, listed: Stage) -> pa.Table:
+    """Candidates with what brought each of them into the shortlist.
+
+    Args:
+        candidates: schema `lsb.selection.CHOSEN`, of a choice among a shortlist.
+        listed: the shortlist.
+    """
+    table = pq.read_table(listed.path / FILE)
+    row = {name: index for index, name in enumerate(table["id"].to_pylist())}
+    brought = table.take([row[name] for name in candidates["id"].to_pylist()])
+    for name in SHORTLIST.names[2:]:
+        if name != "reason":
+            place = candidates.schema.get_field_index(name)
+            column = brought[name].cast(candidates.schema.field(name).type)
+            candidates = candidates.set_column(place, candidates.schema.field(name), column)
+    return candidates
 
 
 def shortlist_stage(
@@ -118,14 +160,76 @@ def shortlist_stage(
         settings.stages,
         "shortlist",
         config={"shortlist": config.identity(), "weights": weights, "round": number, "of": budget},
-        inputs={
-            "pool": pool.content,
-            "first": first.content,
-            "labelled": fingerprint(labelled.to_pylist()),
-            "exclude": fingerprint(sample_ids.to_hex(np.sort(exclude))),
-        },
+        inputs={**_inputs(labelled, exclude), "pool": pool.content, "first": first.content},
         parts=[Part("shortlist", (FILE,), work)],
     )
+
+
+def lookalikes_stage(
+    settings: Settings,
+    shared: Shared,
+    labelled: pa.Table,
+    exclude: IdArray,
+    number: int,
+    run: Run,
+    *,
+    gold: pa.Table,
+    scored: Stage,
+    thresholds: Mapping[str, float],
+) -> Stage:
+    """The shortlist of an arm that broadens: `shortlist.parquet`, LT, and its evidence.
+
+    Args:
+        settings: of the arm.
+        shared: data and tokens.
+        labelled: training set.
+        exclude: ids that are labelled.
+        number: of the round.
+        run: runs a stage.
+        gold: gold labels.
+        scored: the gold clips as the model scores them, which was not trained on them.
+        thresholds: operating thresholds of the model.
+    """
+    stores = {
+        split: run("pooled", partial(embed_frozen, settings, shared, split))
+        for split in ("pool", "first", "gold")
+    }
+    paths = {split: stage.path for split, stage in stores.items()}
+    work = partial(
+        _write_lookalikes,
+        settings,
+        paths,
+        scored.path,
+        dict(thresholds),
+        labelled,
+        gold,
+        exclude,
+        number,
+    )
+    return run_stage(
+        settings.stages,
+        "shortlist",
+        config={
+            "shortlist": settings.shortlist.identity(),
+            "expand": identity_of(settings.expand),
+            "thresholds": dict(thresholds),
+            "round": number,
+        },
+        inputs={
+            **_inputs(labelled, exclude),
+            **{split: stage.content for split, stage in stores.items()},
+            "gold labels": fingerprint(gold.to_pylist()),
+            "scored": scored.content,
+        },
+        parts=[Part("shortlist", (FILE, THRESHOLD_FILE, CURVE_FILE), work)],
+    )
+
+
+def _inputs(labelled: pa.Table, exclude: IdArray) -> dict[str, str]:
+    return {
+        "labelled": fingerprint(labelled.to_pylist()),
+        "exclude": fingerprint(sample_ids.to_hex(np.sort(exclude))),
+    }
 
 
 def embed_scored(
@@ -196,6 +300,43 @@ def _write(
     return {"clips": table.num_rows}
 
 
+def _write_lookalikes(
+    settings: Settings,
+    stores: Mapping[str, Path],
+    scored: Path,
+    thresholds: Mapping[str, float],
+    labelled: pa.Table,
+    gold: pa.Table,
+    exclude: IdArray,
+    number: int,
+    output: Path,
+) -> Counts:
+    pool, first, held = (
+        Store.open(stores[split], verify=False) for split in ("pool", "first", "gold")
+    )
+    ids = sample_ids.from_arrow(gold["id"])
+    columns = [PROBABILITY + task for task in thresholds]
+    predicted = Store.open(scored, verify=False).take(ids, columns)
+    for name in columns:
+        gold = gold.append_column(name, predicted[name].cast(pa.float64()))
+    table, found = lookalikes(
+        pool,
+        Labelled.from_table(gold, held.vectors(ids), thresholds),
+        _known(labelled, [pool, first], list(settings.expand.acquisition.task_weights)),
+        settings.expand,
+        settings.shortlist,
+        count=settings.shortlist.clips(len(pool), settings.expand.selection.budget),
+        exclude=exclude,
+        round=number,
+    )
+    pq.write_table(table, output / FILE)
+    pq.write_table(found.curve, output / CURVE_FILE)
+    threshold = asdict(found.threshold) if found.threshold else None
+    write_json(output / THRESHOLD_FILE, {"threshold": threshold, "refusal": found.refusal})
+    counts = {name: found.counts[name] for name in found.counts if name.startswith("seeds_")}
+    return {"clips": table.num_rows, "lookalikes": found.counts["lookalike"], **counts}
+
+
 def _known(labelled: pa.Table, stores: list[Store], tasks: list[str]) -> Known:
     """Labelled clips with vectors from whichever store holds them."""
     ids = sample_ids.from_arrow(labelled["id"])
@@ -213,4 +354,5 @@ def _known(labelled: pa.Table, stores: list[Store], tasks: list[str]) -> Known:
         )[kept]
         for task, column in ((task, LABEL + task) for task in tasks)
     }
-    return Known(ids[kept], vectors[kept], labels)
+    keys = sample_ids.texts(labelled["key"])
+    return Known(ids[kept], [keys[row] for row in kept], vectors[kept], labels)

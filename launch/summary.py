@@ -200,10 +200,16 @@ def _rounds_table(summary: Mapping[str, Any]) -> Table:
 
 def _growth_table(summary: Mapping[str, Any]) -> Table:
     title = f"what arm {summary['arm']} asked for, and why"
+    more = [
+        kind
+        for kind in ("random", "positive", "unsure")
+        if any(entry["expansion"].get(f"seeds_{kind}") for entry in summary["rounds"])
+    ]
     columns = (
         "round",
         "uncertain",
         "errors",
+        *more,
         "LT",
         "bound",
         "hits",
@@ -221,6 +227,7 @@ def _growth_table(summary: Mapping[str, Any]) -> Table:
             str(entry["round"]),
             str(counts["seeds_entropy"]),
             str(counts["seeds_confident_error"]),
+            *(str(counts[f"seeds_{kind}"]) for kind in more),
             "-" if value is None else f"{value:.3f}",
             percentage(bound),
             str(counts["hits"]),
@@ -229,8 +236,9 @@ def _growth_table(summary: Mapping[str, Any]) -> Table:
             str(counts["fill"] + counts["acquisition"]),
         )
     table.caption = (
-        "seeds searched (uncertain, confident errors on gold), threshold and its lower bound of "
-        "lookalike precision; clips asked for as seeds, as lookalikes, by the acquisition order"
+        f"seeds searched ({', '.join(['uncertain', 'confident errors on gold', *more])}), "
+        "threshold and its lower bound of lookalike precision; clips asked for as seeds, as "
+        "lookalikes, by the acquisition order"
     )
     return table
 

@@ -6,7 +6,8 @@ Source: Sun et al. 2025, Latent Space Broadening with a lookalike threshold, as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,27 +15,23 @@ import pyarrow as pa
 
 from lsb.acquisition.config import AcquisitionConfig
 from lsb.acquisition.pool_order import pool_order
-from lsb.acquisition.seeds import SEEDS, BroadeningConfig, choose_seeds, hard_seeds
+from lsb.acquisition.seeds import SEEDS, BroadeningConfig, choose_seeds
 from lsb.acquisition.uncertainty import normalised_weights
+from lsb.carried import CARRIED, carried_clips
+from lsb.decorrelation import fit_decorrelation
 from lsb.ids import IdArray, from_arrow, to_bytes
 from lsb.labelled import PROBABILITY, Labelled
+from lsb.local_scaling import SEED_THRESHOLDS, LocalScaling, cut, density, seed_thresholds
+from lsb.media_hashes import MediaHashes
 from lsb.order import member
+from lsb.round_threshold import RoundThreshold, round_threshold
 from lsb.search.exact import HITS, Hits, SearchConfig, nearest, search
 from lsb.search.faiss_config import FaissConfig
 from lsb.search.faiss_index import FaissIndex
 from lsb.search.faiss_search import ApproximateHits, search_with_index
-from lsb.selection import Selection, SelectionConfig, select
+from lsb.selection import Neighbours, Selection, SelectionConfig, select
 from lsb.store import Store
-from lsb.threshold import (
-    CURVE,
-    LabelledPairs,
-    LookalikeThreshold,
-    ThresholdConfig,
-    choose,
-    fixed,
-    labelled_pairs,
-    precision_curve,
-)
+from lsb.threshold import CURVE, LookalikeThreshold, ThresholdConfig
 
 __all__ = ["AcquisitionConfig", "ExpandConfig", "Expansion", "expand"]
 
@@ -55,6 +52,21 @@ class ExpandConfig:
 
 
 @dataclass(frozen=True)
+class SeedsBeside:
+    """Seeds of the training set: neither in the pool nor among the held-out labelled clips.
+
+    Attributes:
+        table: schema `lsb.acquisition.seeds.SEEDS`, every label set.
+        ids: (M,) S16, ascending and unique: the clips of the table.
+        vectors: (M, D) float32 of norm 1, from the kind of store that is searched.
+    """
+
+    table: pa.Table
+    ids: IdArray
+    vectors: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Expansion:
     """What a round asks for, and why.
 
@@ -64,12 +76,17 @@ class Expansion:
         hits: schema `lsb.search.exact.HITS`.
         dropped: schema `lsb.selection.DROPPED`.
         threshold: LT, or None without broadening or without LT.
-        refusal: why calibration was refused, where a fallback was used instead.
+        refusal: why calibration was refused, or the chance of a lookalike could not be told, where
+            a fallback was used instead.
         curve: schema `lsb.threshold.CURVE`, lookalike precision against similarity; empty where
             LT is not calibrated.
         approximate: the hits of an approximate search with their measured recall; None for exact.
-        counts: pool, excluded, seeds_<kind>, hits, asked_again, saturated, and those of
-            `lsb.selection.Selection`.
+        counts: pool, excluded, seeds_<kind>, hits, asked_again, saturated, those of
+            `lsb.selection.Selection`, and carried where labels are carried.
+        scaling: how LT is shifted from seed to seed; None for one LT for all.
+        seed_thresholds: schema `lsb.local_scaling.SEED_THRESHOLDS`; empty without scaling.
+        carried: schema `lsb.carried.CARRIED`, copies that get their representative's label; empty
+            where labels are not carried.
     """
 
     candidates: pa.Table
@@ -81,6 +98,9 @@ class Expansion:
     counts: dict[str, int]
     approximate: ApproximateHits | None = None
     curve: pa.Table = field(default_factory=CURVE.empty_table)
+    scaling: LocalScaling | None = None
+    seed_thresholds: pa.Table = field(default_factory=SEED_THRESHOLDS.empty_table)
+    carried: pa.Table = field(default_factory=CARRIED.empty_table)
 
 
 def expand(
@@ -91,18 +111,22 @@ def expand(
     round: int,
     exclude: IdArray,
     index: FaissIndex | None = None,
+    media: MediaHashes | None = None,
+    beside: SeedsBeside | None = None,
 ) -> Expansion:
     """Choose the clips to annotate in one round.
 
     Args:
         store: the pool.
         labelled: gold or held-out clips with out-of-sample predictions and vectors of the store's
-            kind; needed for confident errors and to calibrate LT. Never test data.
+            kind; needed for labelled seeds and to calibrate LT. Never test data.
         config: see `ExpandConfig`. `broadening` without seeds gives the plain acquisition arm.
         round: number of the round; changes what chance draws.
         exclude: ids that may not be chosen (all that are labelled, and test clips). The ids of
             `labelled` are added.
         index: of the pool, where the search is approximate.
+        media: which clips have equal media, where `config.selection.media_hashes` is set.
+        beside: more seeds, of neither the pool nor `labelled`.
 
     Raises:
         ValueError: LT cannot be calibrated and there is no fallback, the search is approximate and
@@ -112,36 +136,141 @@ def expand(
         exclude = np.concatenate([exclude, labelled.ids])
     exclude = np.unique(exclude)
     seeds = _seeds(store, labelled, config, round, exclude)
-    threshold, refusal, curve = None, None, CURVE.empty_table()
-    hits = Hits(HITS.empty_table(), 0, 0)
+    if beside is not None:
+        exclude = np.union1d(exclude, beside.ids)
+        seeds = pa.concat_tables([seeds, beside.table])
+    found = _Found()
     if seeds.num_rows:
-        threshold, refusal, curve = _threshold(labelled, config)
-        seed_ids, vectors_QD = _seed_vectors(seeds, store, labelled)
-        value = None if threshold is None else threshold.value
-        hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude)
+        found = _neighbourhoods(seeds, store, labelled, config, index, exclude, beside)
     selection, excluded = _selected(
-        store, seeds, hits.table, threshold, config, round=round, exclude=exclude
+        store, seeds, found, config, round=round, exclude=exclude, media=media
     )
     counts = {"pool": len(store), "excluded": excluded}
     kinds = seeds["kind"].to_pylist()
-    for kind in ("entropy", "confident_error", "random"):
+    for kind in config.broadening.counted:
         counts[f"seeds_{kind}"] = kinds.count(kind)
+    hits = found.hits
     counts |= {
         "hits": hits.table.num_rows,
         "asked_again": hits.asked_again,
         "saturated": hits.saturated,
     }
+    counts |= selection.counts
+    carried = CARRIED.empty_table()
+    if config.selection.carry_labels:
+        carried = carried_clips(
+            selection.chosen, store, config.selection, config.search, exclude=exclude, media=media
+        )
+        counts["carried"] = carried.num_rows
     return Expansion(
         candidates=selection.chosen,
         seeds=seeds,
         hits=hits.table,
         dropped=selection.dropped,
-        threshold=threshold,
-        refusal=refusal,
-        counts=counts | selection.counts,
+        threshold=found.lt.threshold,
+        refusal=found.lt.refusal,
+        counts=counts,
         approximate=hits if isinstance(hits, ApproximateHits) else None,
-        curve=curve,
+        curve=found.lt.curve,
+        scaling=found.lt.scaling,
+        seed_thresholds=found.seed_thresholds,
+        carried=carried,
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Hits of the seeds, LT that they passed, and what the orders of neighbours need."""
+
+    hits: Hits = field(default_factory=lambda: Hits(HITS.empty_table(), 0, 0))
+    lt: RoundThreshold = field(default_factory=RoundThreshold)
+    neighbours: Neighbours | None = None
+    seed_thresholds: pa.Table = field(default_factory=SEED_THRESHOLDS.empty_table)
+
+
+def _neighbourhoods(
+    seeds: pa.Table,
+    store: Store,
+    labelled: Labelled | None,
+    config: ExpandConfig,
+    index: FaissIndex | None,
+    exclude: IdArray,
+    beside: SeedsBeside | None,
+) -> _Found:
+    """LT, and the neighbours of every seed that reach it."""
+    seed_ids, stored_QD = _seed_vectors(seeds, store, labelled, beside)
+    seen, vectors_QD = None, stored_QD
+    if config.broadening.decorrelate is not None:
+        seen = fit_decorrelation(store, shrinkage=config.broadening.decorrelate).seeds
+        vectors_QD = seen(stored_QD)
+    density_of = partial(_density, store, labelled, config, index)
+    scaled = config.threshold.scaling == "density"
+    density_Q: npt.NDArray[np.float64] = np.full(len(seed_ids), np.nan)
+    if scaled:
+        density_Q = density_of(seed_ids, vectors_QD)
+    lt = round_threshold(
+        labelled,
+        config.threshold,
+        task_weights=config.acquisition.task_weights,
+        density_Q=density_Q,
+        density_of=density_of,
+        want_chance=config.selection.rank == "expected_value",
+        seen=seen,
+    )
+    value = None if lt.threshold is None else lt.threshold.value
+    shift_Q = np.zeros(len(seed_ids)) if lt.scaling is None else lt.scaling.shift(density_Q)
+    threshold_Q = None
+    if value is not None and lt.scaling is not None:
+        threshold_Q = value + shift_Q
+        value = float(threshold_Q.min())
+    hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude)
+    if threshold_Q is not None:
+        hits = cut(hits, seed_ids, threshold_Q)
+    chance = None
+    if lt.chance is not None:
+        similarity = np.asarray(hits.table["similarity"].to_numpy(), dtype=np.float32)
+        if lt.scaling is not None:
+            place = np.searchsorted(seed_ids, from_arrow(hits.table["seed_id"]))
+            similarity = lt.scaling.scaled(similarity, density_Q[place])
+        chance = lt.chance(similarity)
+    of_seed, table = None, SEED_THRESHOLDS.empty_table()
+    if scaled and lt.threshold is not None:
+        limits = lt.threshold.value + shift_Q
+        table = seed_thresholds(seed_ids, density_Q, limits)
+        of_seed = dict(zip(to_bytes(seed_ids), limits.tolist(), strict=True))
+    return _Found(hits, lt, Neighbours(seed_ids, stored_QD, chance, of_seed), table)
+
+
+def _density(
+    store: Store,
+    labelled: Labelled | None,
+    config: ExpandConfig,
+    index: FaissIndex | None,
+    ids: IdArray,
+    vectors_QD: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float64]:
+    """Mean similarity of clips to their nearest ones; see `lsb.local_scaling`."""
+    near = config.threshold.scaling_neighbours
+    nobody = ids[:0]
+    if config.threshold.scaling_among == "pool":
+        width = replace(config.search, neighbours=near, max_neighbours=near)
+        hits = _search(ids, vectors_QD, store, index, width, None, nobody)
+    elif labelled is None:
+        raise ValueError(
+            "threshold.scaling_among is 'labelled' but there are no labelled clips: give some, or "
+            "set it to 'pool'"
+        )
+    else:
+        hits = nearest(
+            ids,
+            vectors_QD,
+            lambda: [(labelled.ids, labelled.vectors)],
+            SearchConfig(near, near),
+            lookalike_threshold=None,
+            exclude=nobody,
+            rows=len(labelled.ids),
+        )
+    return density(hits.table, ids)
 
 
 def _search(
@@ -203,18 +332,20 @@ def _seeds(
 def _selected(
     store: Store,
     seeds: pa.Table,
-    hits: pa.Table,
-    threshold: LookalikeThreshold | None,
+    found: _Found,
     config: ExpandConfig,
     *,
     round: int,
     exclude: IdArray,
+    media: MediaHashes | None,
 ) -> tuple[Selection, int]:
     """The choice, and how many clips of the pool are excluded.
 
     Of the acquisition order only its first clips are made, more where near duplicates used them up.
     """
-    budget = config.selection.budget
+    budget, how = config.selection.budget, config.selection
+    if how.rank == "expected_value" and found.lt.chance is None:
+        how = replace(how, rank="similarity")  # refused, and there is a fallback
     count = budget + SPARE_CLIPS
     while True:
         order = pool_order(
@@ -222,81 +353,30 @@ def _selected(
         )
         selection = select(
             seeds,
-            hits,
+            found.hits.table,
             order.ids,
             store,
-            config.selection,
-            lookalike_threshold=threshold,
+            how,
+            lookalike_threshold=found.lt.threshold,
             exclude=exclude,
+            neighbours=found.neighbours,
+            media=media,
         )
         if order.complete or not selection.exhausted:
             return selection, order.excluded
         count *= 4
 
 
-def _threshold(
-    labelled: Labelled | None, config: ExpandConfig
-) -> tuple[LookalikeThreshold | None, str | None, pa.Table]:
-    """LT, why a fallback had to be used, and the evidence of a calibration."""
-    threshold, curve = config.threshold, CURVE.empty_table()
-    if threshold.mode == "none":
-        return None, None, curve
-    if threshold.mode == "fixed":
-        return fixed(threshold.value), None, curve
-    try:
-        pairs = _pairs(labelled, config)
-        curve = precision_curve(
-            pairs.similarity,
-            pairs.lookalike,
-            pairs.seed,
-            confidence=threshold.confidence,
-            minimum_pairs=threshold.minimum_pairs,
-        )
-        chosen = choose(
-            curve,
-            threshold.target,
-            labelled=len(pairs.similarity),
-            confidence=threshold.confidence,
-            minimum_pairs=threshold.minimum_pairs,
-        )
-    except ValueError as error:
-        if threshold.fallback is None:
-            raise
-        return LookalikeThreshold(threshold.fallback, mode="fallback"), str(error), curve
-    return chosen, None, curve
-
-
-def _pairs(labelled: Labelled | None, config: ExpandConfig) -> LabelledPairs:
-    """Hard labelled clips and their labelled neighbours."""
-    if labelled is None:
-        raise ValueError(
-            "threshold.mode is 'calibrated' but there are no labelled clips: give some, or set "
-            "threshold.mode=fixed"
-        )
-    threshold = config.threshold
-    seeds = hard_seeds(labelled, config.acquisition.task_weights, threshold.band)
-    rows = np.flatnonzero(member(labelled.ids, np.unique(from_arrow(seeds["id"]))))
-    hits = nearest(
-        labelled.ids[rows],
-        labelled.vectors[rows],
-        lambda: [(labelled.ids, labelled.vectors)],
-        SearchConfig(threshold.neighbours, threshold.neighbours),
-        lookalike_threshold=None,
-        exclude=labelled.ids[:0],
-        rows=len(labelled.ids),
-    )
-    return labelled_pairs(
-        hits.table, seeds, labelled, lookalike=threshold.lookalike, band=threshold.band
-    )
-
-
 def _seed_vectors(
-    seeds: pa.Table, store: Store, labelled: Labelled | None
+    seeds: pa.Table, store: Store, labelled: Labelled | None, beside: SeedsBeside | None
 ) -> tuple[IdArray, npt.NDArray[np.float32]]:
     """Each seed once: ids (Q,) and vectors (Q, D), of labelled clips and of pool clips."""
     ids = np.unique(from_arrow(seeds["id"]))
     vectors_QD = np.empty((len(ids), store.dimension), dtype=np.float32)
-    gold = np.zeros(len(ids), dtype=np.bool_)
+    known = np.zeros(len(ids), dtype=np.bool_)
+    if beside is not None:
+        known = member(ids, beside.ids)
+        vectors_QD[known] = beside.vectors[np.searchsorted(beside.ids, ids[known])]
     if labelled is not None:
         if labelled.vectors.shape[1] != store.dimension:
             raise ValueError(
@@ -306,5 +386,6 @@ def _seed_vectors(
         row = {name: index for index, name in enumerate(to_bytes(labelled.ids))}
         gold = np.asarray([name in row for name in to_bytes(ids)], dtype=np.bool_)
         vectors_QD[gold] = labelled.vectors[[row[name] for name in to_bytes(ids[gold])]]
-    vectors_QD[~gold] = store.vectors(ids[~gold])
+        known |= gold
+    vectors_QD[~known] = store.vectors(ids[~known])
     return ids, vectors_QD

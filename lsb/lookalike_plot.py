@@ -13,7 +13,12 @@ from lsb.threshold import LookalikeThreshold
 
 
 def plot_precision(
-    path: Path, curve: pa.Table, *, target: float, threshold: LookalikeThreshold | None
+    path: Path,
+    curve: pa.Table,
+    *,
+    target: float,
+    threshold: LookalikeThreshold | None,
+    scaled: bool = False,
 ) -> None:
     """Draw precision, its lower bound, and the number of pairs over similarity as a PNG.
 
@@ -22,6 +27,7 @@ def plot_precision(
         curve: schema `lsb.threshold.CURVE`; without a row the picture says so.
         target: wanted lower bound.
         threshold: that was chosen, or the fallback.
+        scaled: whether similarities are scaled by density, see `lsb.local_scaling`.
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -40,7 +46,8 @@ def plot_precision(
     below.step(similarity, curve["pairs"], where="pre", color="tab:orange")
     below.set_ylabel("labelled pairs")
     below.set_ylim(bottom=0)
-    below.set_xlabel("cosine similarity to the seed, at least")
+    what = "scaled similarity" if scaled else "cosine similarity"
+    below.set_xlabel(f"{what} to the seed, at least")
     if not len(similarity):
         above.text(0.5, 0.5, "too few labelled pairs", ha="center", transform=above.transAxes)
     if threshold is not None:

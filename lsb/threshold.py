@@ -26,42 +26,25 @@ from scipy import stats
 from lsb.acquisition.confident_errors import hard
 from lsb.ids import IdArray, from_arrow, to_hex
 from lsb.labelled import UNLABELLED, Labelled
+from lsb.threshold_config import ThresholdConfig
+
+__all__ = [
+    "CURVE",
+    "LOOKALIKES",
+    "LabelledPairs",
+    "LookalikeThreshold",
+    "ThresholdConfig",
+    "calibrate",
+    "choose",
+    "fixed",
+    "labelled_pairs",
+    "precision_bound",
+    "precision_curve",
+]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
 LOOKALIKES = ("error", "label")
-MODES = ("fixed", "calibrated", "none")
-
-
-@dataclass(frozen=True)
-class ThresholdConfig:
-    """Where LT comes from.
-
-    Attributes:
-        mode: "fixed", "calibrated", or "none" (broadening without LT).
-        value: of mode "fixed".
-        target: wanted lower bound of lookalike precision, of mode "calibrated".
-        confidence: level of that bound.
-        minimum_pairs: fewest labelled pairs a calibration may rest on.
-        lookalike: "error" or "label", see `labelled_pairs`.
-        neighbours: nearest labelled clips that are judged for each hard labelled clip.
-        band: half width of "unsure" around the operating threshold, a probability.
-        fallback: LT to use where calibration is refused; None raises instead.
-    """
-
-    mode: str = "calibrated"
-    value: float = 0.8
-    target: float = 0.5
-    confidence: float = 0.95
-    minimum_pairs: int = 30
-    lookalike: str = "error"
-    neighbours: int = 64
-    band: float = 0.1
-    fallback: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"threshold.mode is {self.mode!r}: use one of {', '.join(MODES)}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,8 @@ class LookalikeThreshold:
     """A cosine similarity in [-1, 1] and the evidence it was set on.
 
     Attributes:
-        value: a neighbour with at least this similarity is taken for a lookalike.
+        value: a neighbour with at least this similarity is taken for a lookalike; with local
+            scaling at least this scaled similarity, which may leave [-1, 1].
         precision: lower confidence bound of lookalike precision at `value`; None if it was fixed.
         pairs: labelled (seed, neighbour) pairs at or above `value` that the bound rests on.
         seeds: seeds of those pairs.
@@ -83,7 +67,7 @@ class LookalikeThreshold:
     mode: str = "fixed"
 
     def __post_init__(self) -> None:
-        if not -1 <= self.value <= 1:
+        if self.mode != "calibrated" and not -1 <= self.value <= 1:
             raise ValueError(
                 f"lookalike threshold is {self.value}: give a cosine similarity in [-1, 1]"
             )
@@ -108,7 +92,8 @@ class LabelledPairs:
     Attributes:
         similarity: (P,) float32, from the rescoring kernel.
         lookalike: (P,) bool.
-        seed: (P,) int64, equal for pairs of the same seed.
+        seed: (P,) int64, equal for pairs of the same seed: its place among the ascending ids of
+            all seeds that have a neighbour.
     """
 
     similarity: npt.NDArray[np.float32]

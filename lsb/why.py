@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.tree import Tree
 
+from lsb.annotate.carried import representative_of
 from lsb.console import console
 from lsb.ledger import Ledger, Row
 
@@ -77,12 +78,23 @@ def _chain(ledger: Ledger, key: str, title: str) -> Tree:
             branch.add(line)
         for line in _decisions(ledger, clip):
             branch.add(line)
-        seeds = [row["seed_key"] for row in chosen if row["seed_key"] is not None]
+        seeds = [*_copied(ledger, clip)]
+        seeds += [row["seed_key"] for row in chosen if row["seed_key"] is not None]
         if not seeds or seeds[-1] in seen:
             return tree
         clip = seeds[-1]
         seen.add(clip)
         branch = branch.add(f"from {clip}")
+
+
+def _copied(ledger: Ledger, key: str) -> list[str]:
+    """Keys of clips that a copy has its labels from."""
+    named = [representative_of(row["labeller"]) for row in ledger.annotations(key)]
+    wanted = sorted({name for name in named if name is not None})
+    if not wanted:
+        return []
+    keys = {row["clip_id"]: row["key"] for row in ledger.annotations()}
+    return [keys[name] for name in wanted if name in keys]
 
 
 def _reason(row: Row) -> str:

@@ -45,21 +45,67 @@ def k_centre(
     Returns:
         (min(count, N),) rows of `vectors_ND` in the order of choice.
     """
-    by_id = np.argsort(ids, kind="stable")
-    ids, vectors_ND = ids[by_id], vectors_ND[by_id]
+    order = FarthestFirst(
+        ids,
+        vectors_ND,
+        covered_ids=covered_ids,
+        covered_MD=covered_MD,
+        seed=seed,
+        round=round,
+    )
     picks: list[int] = []
-    if len(covered_ids):
-        closest_N = _closest(ids, vectors_ND, covered_ids, covered_MD)
-    else:
-        closest_N = -uniform(ids, "first centre", seed, round) - 2.0  # below every cosine
-    for _ in range(min(count, len(ids))):
-        pick = int(np.argmin(closest_N))
-        if not picks and not len(covered_ids):
-            closest_N = np.full(len(ids), -np.inf)
-        picks.append(pick)
-        _come_closer(closest_N, vectors_ND, pick)
-        closest_N[pick] = np.inf
-    return by_id[np.asarray(picks, dtype=np.intp)]
+    while len(picks) < count and (row := order.next()) is not None:
+        order.take(row)
+        picks.append(row)
+    return np.asarray(picks, dtype=np.intp)
+
+
+class FarthestFirst:
+    """Greedy k-centre clip by clip, for callers that may turn a clip down.
+
+    Arguments are those of `k_centre`. Call `next`, then `take` or `leave` what it gave.
+    """
+
+    def __init__(
+        self,
+        ids: IdArray,
+        vectors_ND: FloatArray,
+        *,
+        covered_ids: IdArray,
+        covered_MD: FloatArray,
+        seed: int,
+        round: int,
+    ):
+        self._by_id = np.argsort(ids, kind="stable")
+        self._vectors = vectors_ND[self._by_id]
+        self._row = np.argsort(self._by_id, kind="stable")
+        ids = ids[self._by_id]
+        self._started = len(covered_ids) > 0
+        if self._started:
+            self._closest = _closest(ids, self._vectors, covered_ids, covered_MD)
+        else:
+            # Below every cosine, and in an order of chance.
+            self._closest = -uniform(ids, "first centre", seed, round) - 2.0
+
+    def next(self) -> int | None:
+        """Row of the clip that is farthest from all centres, None if there is none left."""
+        if not len(self._closest):
+            return None
+        pick = int(np.argmin(self._closest))
+        return None if self._closest[pick] == np.inf else int(self._by_id[pick])
+
+    def take(self, row: int) -> None:
+        """Make a clip a centre."""
+        pick = int(self._row[row])
+        if not self._started:
+            self._started = True
+            self._closest = np.where(self._closest == np.inf, np.inf, -np.inf)
+        _come_closer(self._closest, self._vectors, pick)
+        self._closest[pick] = np.inf
+
+    def leave(self, row: int) -> None:
+        """Turn a clip down: it is no centre, and not offered again."""
+        self._closest[int(self._row[row])] = np.inf
 
 
 def _closest(

@@ -1,24 +1,33 @@
 """Seeds: the few hard clips whose neighbourhoods are searched.
 
 Source: Sun et al. 2025 search around hard samples; their seed rule is not published. Ours mixes
-uncertain pool clips, confident errors on labelled data, and (as a control) random pool clips.
+uncertain pool clips, confident errors on labelled data, labelled positives, unsure labelled clips,
+and (as a control) random pool clips.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lsb.acquisition.confident_errors import confident_errors, hard, prediction_confidence
+from lsb.acquisition.broadening_config import LABELLED_KINDS, BroadeningConfig
+from lsb.acquisition.confident_errors import (
+    confidence_in,
+    confident_errors,
+    hard,
+    prediction_confidence,
+    unsure,
+)
 from lsb.acquisition.random import uniform
 from lsb.acquisition.uncertainty import combined_entropy, normalised_weights
 from lsb.ids import ID_TYPE, IdArray, from_arrow, to_arrow
 from lsb.labelled import PROBABILITY, Labelled
 from lsb.order import IndexArray, descending, member
+
+__all__ = ["SEEDS", "BroadeningConfig", "choose_seeds", "hard_seeds", "pool_probabilities"]
 
 SEEDS_FIELDS: dict[str, pa.DataType] = {
     "id": ID_TYPE,
@@ -30,41 +39,6 @@ SEEDS_FIELDS: dict[str, pa.DataType] = {
     "label": pa.int8(),
 }
 SEEDS = pa.schema(SEEDS_FIELDS)
-
-
-@dataclass(frozen=True)
-class BroadeningConfig:
-    """How many seeds of each kind, and how much each kind weighs.
-
-    Attributes:
-        entropy: most uncertain pool clips.
-        confident_error: labelled clips that the held-out model gets confidently wrong.
-        random: pool clips drawn by chance (separates "neighbours" from "which seeds").
-        confidence: smallest probability of the wrong class for a confident error.
-        entropy_weight: a seed's weight is this times its score; likewise below.
-        confident_error_weight: see above.
-        random_weight: see above.
-    """
-
-    entropy: int = 100
-    confident_error: int = 100
-    random: int = 0
-    confidence: float = 0.8
-    entropy_weight: float = 1.0
-    confident_error_weight: float = 1.0
-    random_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("entropy", "confident_error", "random"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"broadening.{name} is {getattr(self, name)}: give 0 or more")
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"broadening.confidence is {self.confidence}: give one in [0, 1]")
-
-    @property
-    def total(self) -> int:
-        """Seeds wanted in all; 0 means no broadening."""
-        return self.entropy + self.confident_error + self.random
 
 
 def choose_seeds(
@@ -81,21 +55,22 @@ def choose_seeds(
 
     Args:
         pool: id, key and `probability_<task>` of the pool, rows in any order.
-        labelled: gold or held-out clips; needed for confident errors.
+        labelled: gold or held-out clips; needed for confident errors, positives, unsure clips.
         config: numbers and weights by kind.
-        task_weights: task -> weight >= 0. Entropy is their weighted mean; confident errors are
-            shared between tasks in proportion.
+        task_weights: task -> weight >= 0. Entropy is their weighted mean; labelled seeds of a kind
+            are shared between tasks in proportion.
         seed: of chance.
         round: of data growth.
         exclude: ids that may not be pool seeds (labelled clips).
 
     Returns:
         Schema `SEEDS`, ordered by (-weight, id, task); unique in (id, task). `score` is entropy in
-        bits, the confidence of the error, or a random number; `label` is null for pool seeds.
-        Fewer rows than asked where there are no more.
+        bits, a random number, the confidence of the error (as `confidence_of` says), the
+        probability that a positive is none, or closeness to the operating threshold in
+        [0, 1]; `label` is null for pool seeds. Fewer rows than asked where there are no more.
 
     Raises:
-        ValueError: confident errors are wanted without labelled clips, or probabilities are bad.
+        ValueError: labelled seeds are wanted without labelled clips, or probabilities are bad.
     """
     ids = from_arrow(pool["id"])
     free = np.flatnonzero(~member(ids, np.unique(exclude)))
@@ -114,13 +89,15 @@ def choose_seeds(
         none = [None] * len(chosen)
         weight = config.random_weight
         tables.append(_pool_seeds(pool, chosen, none, "random", score_N[chosen], weight))
-    if config.confident_error:
-        if labelled is None:
-            raise ValueError(
-                f"broadening.confident_error is {config.confident_error} but there are no labelled "
-                "clips with out-of-sample predictions: give some or set it to 0"
-            )
-        tables.append(_error_seeds(labelled, config, task_weights))
+    taken: set[tuple[str, int]] = set()
+    for kind in LABELLED_KINDS:
+        if config.count(kind):
+            if labelled is None:
+                raise ValueError(
+                    f"broadening.{kind} is {config.count(kind)} but there are no labelled clips "
+                    "with out-of-sample predictions: give some or set it to 0"
+                )
+            tables.append(_labelled_kind(labelled, kind, config, task_weights, taken))
     if not tables:
         return SEEDS.empty_table()
     seeds = pa.concat_tables(tables)
@@ -174,34 +151,60 @@ def pool_probabilities(
     return probabilities
 
 
-def _error_seeds(
-    labelled: Labelled, config: BroadeningConfig, task_weights: Mapping[str, float]
+def _labelled_kind(
+    labelled: Labelled,
+    kind: str,
+    config: BroadeningConfig,
+    task_weights: Mapping[str, float],
+    taken: set[tuple[str, int]],
 ) -> pa.Table:
-    """Confident errors, each task's share in proportion to its weight, spare places to others."""
+    """Seeds of one kind, best first in each task; those of `taken` are left out, new ones added.
+
+    Each task has a share in proportion to its weight, spare places go to others.
+    """
     shares = normalised_weights(task_weights)
     ranked: dict[str, IndexArray] = {}
     scores: dict[str, npt.NDArray[np.float64]] = {}
     for task in shares:
         _require_task(labelled, task)
-        threshold = labelled.operating_thresholds[task]
-        probability, label = labelled.probabilities[task], labelled.labels[task]
-        rows = np.flatnonzero(confident_errors(probability, label, threshold, config.confidence))
-        scores[task] = prediction_confidence(probability, threshold).astype(np.float64)
+        rows, scores[task] = _scored(labelled, kind, config, task)
+        free = [row for row in rows.tolist() if (task, row) not in taken]
+        rows = np.asarray(free, dtype=np.intp)
         ranked[task] = rows[descending(scores[task][rows], labelled.ids[rows])]
-    taken = dict.fromkeys(shares, 0)
-    for _ in range(config.confident_error):
-        open_tasks = [task for task in shares if taken[task] < len(ranked[task])]
+    given = dict.fromkeys(shares, 0)
+    for _ in range(config.count(kind)):
+        open_tasks = [task for task in shares if given[task] < len(ranked[task])]
         if not open_tasks:
             break
         # The task that is furthest behind its share gets the next place.
-        taken[min(open_tasks, key=lambda task: ((taken[task] + 1) / shares[task], task))] += 1
-    weight = config.confident_error_weight
+        given[min(open_tasks, key=lambda task: ((given[task] + 1) / shares[task], task))] += 1
     tables = [SEEDS.empty_table()]
     for task in shares:
-        rows = ranked[task][: taken[task]]
+        rows = ranked[task][: given[task]]
+        taken.update((task, row) for row in rows.tolist())
         score = scores[task][rows]
-        tables.append(_labelled_seeds(labelled, rows, task, "confident_error", score, weight))
+        tables.append(_labelled_seeds(labelled, rows, task, kind, score, config.weight(kind)))
     return pa.concat_tables(tables)
+
+
+def _scored(
+    labelled: Labelled, kind: str, config: BroadeningConfig, task: str
+) -> tuple[IndexArray, npt.NDArray[np.float64]]:
+    """Rows of the clips of a kind, and the score of every clip, (M,) float64."""
+    threshold = labelled.operating_thresholds[task]
+    probability, label = labelled.probabilities[task], labelled.labels[task]
+    if kind == "confident_error":
+        of = config.confidence_of
+        score = confidence_in(probability, label, threshold, of)
+        chosen = confident_errors(probability, label, threshold, config.confidence, of=of)
+    elif kind == "positive":
+        score, chosen = 1.0 - probability, label == 1
+    else:
+        chosen = unsure(probability, label, threshold, config.unsure_band)
+        # At a band of 0 all that are within it are at the threshold itself.
+        width = config.unsure_band or 1.0
+        score = 1.0 - np.abs(probability - threshold) / width
+    return np.flatnonzero(chosen), score
 
 
 def _require_task(labelled: Labelled, task: str) -> None:

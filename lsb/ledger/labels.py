@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from lsb.annotate import SOURCES
+from lsb.annotate.carried import representative_of
 from lsb.ids import ID_TYPE, from_hex, to_arrow
 from lsb.labelled import LABEL
 from lsb.ledger.quality import Item
@@ -34,9 +35,9 @@ def counted_labels(
 
     Returns:
         Item -> the row that counts, in no order: a gold annotation; else the last adjudication,
-        with its least trusted `source`; else the annotation of the most trusted source, then of the
-        later round, then of the labeller first by name. The label is None where an adjudication
-        left it open.
+        with its least trusted `source`; else the annotation of the most trusted source, its own
+        before one carried from another clip, then of the later round, then of the labeller first
+        by name. The label is None where an adjudication left it open.
     """
     best: dict[Item, Row] = {}
     for row in annotations:
@@ -77,5 +78,6 @@ def training_table(counted: Mapping[Item, Row]) -> pa.Table:
     return pa.table(columns, schema=pa.schema(fields))
 
 
-def _trust(row: Row) -> tuple[int, int, str]:
-    return SOURCES.index(row["source"]), -row["round"], row["labeller"]
+def _trust(row: Row) -> tuple[int, bool, int, str]:
+    carried = representative_of(row["labeller"]) is not None
+    return SOURCES.index(row["source"]), carried, -row["round"], row["labeller"]

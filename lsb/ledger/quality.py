@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from lsb.annotate.carried import representative_of
 from lsb.ledger.tables import Row
 
 Item = tuple[str, str]
@@ -47,11 +48,14 @@ class AnnotatorQuality:
 
 
 def current_votes(annotations: Iterable[Row], sources: Iterable[str]) -> Votes:
-    """The last answer of every labeller to every item, of the given sources."""
+    """The last answer of every labeller to every item, of the given sources.
+
+    Labels carried from another clip are nobody's answer.
+    """
     wanted = set(sources)
     votes: Votes = {}
     for row in annotations:
-        if row["source"] in wanted:
+        if row["source"] in wanted and representative_of(row["labeller"]) is None:
             held = votes.setdefault((row["clip_id"], row["task"]), {})
             if row["labeller"] not in held or held[row["labeller"]]["round"] < row["round"]:
                 held[row["labeller"]] = row

@@ -7,7 +7,7 @@ anew each round by k-means++. With several tasks, each task has its anchors, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,15 @@ from lsb.acquisition.random import uniform
 from lsb.ids import IdArray, from_arrow
 from lsb.order import IndexArray, descending, id_words
 from lsb.search.exact import SearchConfig, search
+from lsb.shortlist.known import Known
 from lsb.shortlist.table import brought
-from lsb.store import Store, VectorArray
+from lsb.store import Store
 
 
 def anchoral(
     store: Store,
-    labelled_ids: IdArray,
-    vectors_MD: VectorArray,
-    labels: Mapping[str, npt.NDArray[np.int8]],
+    known: Known,
+    tasks: Sequence[str],
     *,
     anchors: int,
     neighbours: int,
@@ -40,9 +40,8 @@ def anchoral(
 
     Args:
         store: pooled vectors of the pool.
-        labelled_ids: (M,) S16, unique.
-        vectors_MD: (M, D) float32 of norm 1.
-        labels: task -> (M,) int8: 0, 1, or -1 for none.
+        known: the labelled clips.
+        tasks: whose classes have anchors.
         anchors: of each class of a task; fewer where a class has fewer clips.
         neighbours: of each anchor.
         count: most clips wanted.
@@ -55,13 +54,13 @@ def anchoral(
         Schema `lsb.shortlist.table.SHORTLIST` by (-mean similarity, id); `seed_id` is the anchor
         that is nearest.
     """
-    order = np.argsort(labelled_ids, kind="stable")
-    labelled_ids, vectors_MD = labelled_ids[order], np.asarray(vectors_MD[order], np.float32)
+    order = np.argsort(known.ids, kind="stable")
+    labelled_ids, vectors_MD = known.ids[order], np.asarray(known.vectors[order], np.float32)
     rows = [
-        _drawn(labelled_ids, vectors_MD, known, anchors, (seed, round, task, label))
-        for task in sorted(labels)
+        _drawn(labelled_ids, vectors_MD, members, anchors, (seed, round, task, label))
+        for task in sorted(tasks)
         for label in (0, 1)
-        if len(known := np.flatnonzero(labels[task][order] == label))
+        if len(members := np.flatnonzero(known.labels[task][order] == label))
     ]
     chosen = np.unique(np.concatenate([np.empty(0, np.intp), *rows]))
     hits = search(
@@ -80,17 +79,17 @@ def anchoral(
     # Each clip's sum runs in the order of its anchors, so that no order of rows shows.
     total = np.add.reduceat(similarity[by_clip], first) if len(first) else np.empty(0)
     ranked = descending(total / found, unique)[:count]
-    return brought(store, hits, by_clip[first[ranked]], "anchoral")
+    return brought(store, hits, by_clip[first[ranked]], known, "anchoral")
 
 
 def _drawn(
     ids: IdArray,
     vectors_MD: npt.NDArray[np.float32],
-    known: IndexArray,
+    members: IndexArray,
     count: int,
     salt: tuple[str | int, ...],
 ) -> IndexArray:
     """Rows of `count` clips of one class, far from each other, the first by chance."""
-    first = int(descending(uniform(ids[known], "first anchor", *salt), ids[known])[0])
-    coefficients = np.ones((len(known), 1))
-    return known[plus_plus(vectors_MD[known], coefficients, count, first=first, salt=salt)]
+    first = int(descending(uniform(ids[members], "first anchor", *salt), ids[members])[0])
+    coefficients = np.ones((len(members), 1))
+    return members[plus_plus(vectors_MD[members], coefficients, count, first=first, salt=salt)]

@@ -12,14 +12,14 @@ import pyarrow as pa
 from lsb.ids import IdArray, from_arrow
 from lsb.order import id_words
 from lsb.search.exact import SearchConfig, search
+from lsb.shortlist.known import Known
 from lsb.shortlist.table import brought
-from lsb.store import Store, VectorArray
+from lsb.store import Store
 
 
 def seals(
     store: Store,
-    labelled_ids: IdArray,
-    vectors_MD: VectorArray,
+    known: Known,
     neighbours: int,
     count: int,
     *,
@@ -30,8 +30,7 @@ def seals(
 
     Args:
         store: pooled vectors of the pool.
-        labelled_ids: (M,) S16, unique.
-        vectors_MD: (M, D) float32 of norm 1.
+        known: the labelled clips.
         neighbours: of each labelled clip.
         count: most clips wanted.
         exclude: ids to leave out.
@@ -42,8 +41,8 @@ def seals(
         that it has in any list, then of similarity, then of id.
     """
     hits = search(
-        labelled_ids,
-        vectors_MD,
+        known.ids,
+        known.vectors,
         store,
         SearchConfig(neighbours, neighbours, threads=threads),
         lookalike_threshold=None,
@@ -56,4 +55,4 @@ def seals(
     high, low = id_words(ids)
     order = np.lexsort((seed_low, seed_high, low, high, -similarity, rank))
     _, first = np.unique(ids[order], return_index=True)
-    return brought(store, hits, order[np.sort(first)][:count], "seals")
+    return brought(store, hits, order[np.sort(first)][:count], known, "seals")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,31 +10,14 @@ import pyarrow as pa
 
 from lsb.acquisition.random import uniform
 from lsb.acquisition.ranking import PoolBlock, rank_pool
-from lsb.ids import IdArray, from_arrow, require_unique
+from lsb.ids import IdArray, from_arrow
 from lsb.shortlist.anchoral import anchoral
 from lsb.shortlist.config import ShortlistConfig
+from lsb.shortlist.known import Known
 from lsb.shortlist.proxy import by_proxy
 from lsb.shortlist.seals import seals
 from lsb.shortlist.table import unbrought
 from lsb.store import Store
-
-
-@dataclass(frozen=True)
-class Known:
-    """M labelled clips of the training set, in pooled space.
-
-    Attributes:
-        ids: (M,) S16, unique.
-        vectors: (M, D) float32 of norm 1.
-        labels: task -> (M,) int8: 0, 1, or -1 for none.
-    """
-
-    ids: IdArray
-    vectors: npt.NDArray[np.float32]
-    labels: Mapping[str, npt.NDArray[np.int8]]
-
-    def __post_init__(self) -> None:
-        require_unique(self.ids)
 
 
 def shortlist(
@@ -69,13 +51,12 @@ def shortlist(
     exclude = np.unique(np.concatenate([exclude, known.ids]))
     if config.method == "seals":
         neighbours = config.neighbours
-        table = seals(store, known.ids, known.vectors, neighbours, count, exclude=exclude)
+        table = seals(store, known, neighbours, count, exclude=exclude)
     elif config.method == "anchoral":
         table = anchoral(
             store,
-            known.ids,
-            known.vectors,
-            {task: known.labels[task] for task, weight in task_weights.items() if weight > 0},
+            known,
+            [task for task, weight in task_weights.items() if weight > 0],
             anchors=config.anchors,
             neighbours=config.neighbours,
             count=min(count, config.subpool),

@@ -7,12 +7,16 @@ import pyarrow as pa
 
 from lsb.ids import ID_TYPE, IdArray, from_arrow, to_arrow
 from lsb.order import IndexArray
+from lsb.shortlist.known import Known
 from lsb.store import Store
 
 SHORTLIST_FIELDS: dict[str, pa.DataType] = {
     "id": ID_TYPE,
     "key": pa.string(),
     "seed_id": ID_TYPE,
+    "seed_key": pa.string(),
+    "kind": pa.string(),
+    "task": pa.string(),
     "similarity": pa.float32(),
     "lookalike_threshold": pa.float64(),
     "reason": pa.string(),
@@ -24,8 +28,7 @@ SHORTLIST = pa.schema(SHORTLIST_FIELDS)
 def unbrought(store: Store, ids: IdArray, reason: str) -> pa.Table:
     """Schema `SHORTLIST` of clips that no other clip brought."""
     nothing = {
-        name: pa.array([None] * len(ids), SHORTLIST_FIELDS[name])
-        for name in ("seed_id", "similarity", "lookalike_threshold")
+        name: pa.array([None] * len(ids), SHORTLIST_FIELDS[name]) for name in SHORTLIST.names[2:-1]
     }
     return pa.table(
         {
@@ -38,8 +41,8 @@ def unbrought(store: Store, ids: IdArray, reason: str) -> pa.Table:
     )
 
 
-def brought(store: Store, hits: pa.Table, rows: IndexArray, reason: str) -> pa.Table:
-    """Schema `SHORTLIST` of rows of a table of hits (`lsb.search.exact.HITS`)."""
+def brought(store: Store, hits: pa.Table, rows: IndexArray, known: Known, reason: str) -> pa.Table:
+    """Schema `SHORTLIST` of rows of a table of hits (`lsb.search.exact.HITS`) of known clips."""
     taken = hits.take(np.asarray(rows, dtype=np.int64))
     ids = from_arrow(taken["id"])
     return pa.table(
@@ -47,6 +50,9 @@ def brought(store: Store, hits: pa.Table, rows: IndexArray, reason: str) -> pa.T
             "id": taken["id"].combine_chunks(),
             "key": pa.array(store.keys(ids), pa.string()),
             "seed_id": taken["seed_id"].combine_chunks(),
+            "seed_key": pa.array(known.keys_of(from_arrow(taken["seed_id"])), pa.string()),
+            "kind": pa.array([reason] * len(ids), pa.string()),
+            "task": pa.nulls(len(ids), pa.string()),
             "similarity": taken["similarity"].combine_chunks(),
             "lookalike_threshold": pa.nulls(len(ids), pa.float64()),
             "reason": pa.array([reason] * len(ids), pa.string()),

@@ -11,8 +11,9 @@ from lsb.ids import from_arrow, sample_ids, to_bytes
 from lsb.order import descending
 from lsb.shortlist.anchoral import anchoral
 from lsb.shortlist.config import ShortlistConfig
+from lsb.shortlist.known import Known
 from lsb.shortlist.seals import seals
-from lsb.shortlist.shortlist import Known, shortlist
+from lsb.shortlist.shortlist import shortlist
 from lsb.store import Store
 
 Make = Callable[..., Store]
@@ -24,9 +25,14 @@ WEIGHTS = {"policy": 1.0, "unsafe": 0.0}
 @pytest.fixture
 def known(unit: Unit) -> Known:
     """30 labelled clips: every third breaks the policy."""
-    ids = sample_ids([f"known-{row}" for row in range(30)])
+    keys = [f"known-{row}" for row in range(30)]
     policy = (np.arange(30) % 3 == 0).astype(np.int8)
-    return Known(ids, unit(30, 8, seed=5), {"policy": policy, "unsafe": np.full(30, -1, np.int8)})
+    return Known(
+        sample_ids(keys),
+        keys,
+        unit(30, 8, seed=5),
+        {"policy": policy, "unsafe": np.full(30, -1, np.int8)},
+    )
 
 
 def config(method: str, share: float = 0.1, **more: int) -> ShortlistConfig:
@@ -38,7 +44,7 @@ def test_seals_is_the_neighbours_of_all_labelled_clips(
 ) -> None:
     vectors = unit(240, 8)
     store = make_store(vectors, KEYS)
-    table = seals(store, known.ids, known.vectors, 4, 1000, exclude=sample_ids([]))
+    table = seals(store, known, 4, 1000, exclude=sample_ids([]))
     similarity = known.vectors @ vectors.T
     expected = {
         KEYS[row] for line in similarity for row in np.argsort(-line, kind="stable")[:4].tolist()
@@ -47,7 +53,7 @@ def test_seals_is_the_neighbours_of_all_labelled_clips(
     # Nearest neighbours of any labelled clip come before second ones.
     firsts = {KEYS[int(np.argmax(line))] for line in similarity}
     assert set(table["key"].to_pylist()[: len(firsts)]) == firsts
-    fewer = seals(store, known.ids, known.vectors, 4, 7, exclude=sample_ids([]))
+    fewer = seals(store, known, 4, 7, exclude=sample_ids([]))
     assert fewer == table.slice(0, 7)
 
 
@@ -60,9 +66,8 @@ def test_anchors_are_drawn_from_each_class_and_anew_each_round(
     def made(round: int, anchors: int = 2) -> tuple[list[str], set[bytes]]:
         table = anchoral(
             store,
-            known.ids,
-            known.vectors,
-            {"policy": known.labels["policy"]},
+            known,
+            ["policy"],
             anchors=anchors,
             neighbours=6,
             count=1000,
@@ -89,9 +94,8 @@ def test_anchoral_ranks_by_the_mean_similarity_to_the_anchors_that_found_a_clip(
     store = make_store(vectors, KEYS)
     table = anchoral(
         store,
-        known.ids,
-        known.vectors,
-        {"policy": known.labels["policy"]},
+        known,
+        ["policy"],
         anchors=30,
         neighbours=6,
         count=1000,
