@@ -27,6 +27,7 @@ from launch.summary import COMPOSED, SYNTHETIC
 from lsb import ids as sample_ids
 from lsb.acquisition.confident_errors import confident_errors
 from lsb.annotate import PSEUDO, SOURCES
+from lsb.annotate.carried import representative_of
 from lsb.artifact import write_bytes, write_json
 from lsb.error_account import ModelAnswers, error_change
 from lsb.labelled import LABEL, PROBABILITY, UNLABELLED
@@ -173,12 +174,13 @@ def _answers(ledger: Ledger, number: int) -> dict[Item, int]:
     """(clip, task) -> label, of what was first answered in a round."""
     first: dict[Item, int] = {}
     for row in ledger.annotations():  # by round
-        if row["source"] in ASKED:
+        # A label carried from a copy was neither asked for nor paid.
+        if row["source"] in ASKED and representative_of(row["labeller"]) is None:
             first.setdefault((row["clip_id"], row["task"]), row["round"])
     return {
         item: int(row["label"])
         for item, row in ledger.counted(number, ASKED).items()
-        if first[item] == number and row["label"] is not None
+        if first.get(item) == number and row["label"] is not None
     }
 
 

@@ -254,7 +254,7 @@ def _expand(
             media=media_of(settings, shared, clock.run),
         ),
     )
-    threshold = read_threshold(stage)
+    threshold = read_threshold(stage)  # of this store: LT in pooled space is another
     value = threshold["value"] if threshold else None
     model = PseudoModel(trained, checkpoint.sha256, found.pool, found.gold, value)
     return _Brought(

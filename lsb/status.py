@@ -158,8 +158,8 @@ def _tasks(ledger: Ledger, annotations: Iterable[Row]) -> list[TaskStatus]:
 def _page(found: Status) -> Group:
     rounds = _table("rounds", "round", "arm", "asked", "labelled", "annotations", "pseudo", "cost")
     for one in found.rounds:
-        counts = (one.asked, one.labelled, one.annotations, one.pseudo)
-        rounds.add_row(str(one.round), one.arm, *(f"{n:,}" for n in counts), f"{one.cost:,.2f}")
+        given = (one.asked, one.labelled, one.annotations, one.pseudo)
+        rounds.add_row(str(one.round), one.arm, *(f"{n:,}" for n in given), f"{one.cost:,.2f}")
     tasks = _table(
         "tasks", "task", "items", "several answers", "disagree", "resolved", "to ask again", "gold"
     )
