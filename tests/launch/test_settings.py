@@ -61,7 +61,7 @@ def test_wrong_values_name_their_key(override: str) -> None:
 def test_an_override_that_would_make_all_arms_alike_is_refused(override: str) -> None:
     overrides = ["experiment=tiny", override]
     settings = Settings.from_config(compose_config("round", overrides))
-    with pytest.raises(ValueError, match=r"would change every arm.*arms=\[\]"):
+    with pytest.raises(ValueError, match=r"would change every compared arm.*arms=\[\]"):
         arm_settings(settings, overrides)
 
 
