@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lsb import ids as sample_ids
-from lsb.artifact import Counts, Part, Stage, fingerprint, read_json, run_stage, write_json
-from lsb.expand import ExpandConfig, expand
+from lsb.artifact import Counts, Part, Stage, fingerprint, read_json, run_stage
+from lsb.expand import ExpandConfig
+from lsb.expansion_files import (
+    CURVE_FILES,
+    EXPANSION_FILES,
+    RECALL_FILE,
+    expand_stores,
+    expansion_files,
+    identity_of,
+    write_expansion,
+)
 from lsb.ids import IdArray
-from lsb.labelled import PROBABILITY, Labelled
-from lsb.lookalike_plot import plot_precision
-from lsb.search.config import NOT_HASHED, SearchConfig
-from lsb.search.faiss_index import open_index
-from lsb.store import Store
+
+__all__ = [
+    "CURVE_FILES",
+    "EXPANSION_FILES",
+    "RECALL_FILE",
+    "expand_stage",
+    "identity_of",
+    "read_threshold",
+]
 
 REVISION = 2  # raise it when an expansion writes other files or bytes for the same config
-EXPANSION_FILES = (
-    "candidates.parquet",
-    "seeds.parquet",
-    "hits.parquet",
-    "dropped.parquet",
-    "threshold.json",
-)
-CURVE_FILES = ("lookalikes.parquet", "lookalikes.png")
-"""Written beside them where LT is calibrated: precision against similarity, and its picture."""
-RECALL_FILE = "recall.json"
-"""Written beside them where the search is approximate: what it found of the exact result."""
 
 
 def expand_stage(
@@ -64,11 +64,7 @@ def expand_stage(
         A stage with the files `EXPANSION_FILES`, see `lsb.expand.Expansion`, `CURVE_FILES` where LT
         is calibrated, and `RECALL_FILE` where the search is approximate.
     """
-    files = [*EXPANSION_FILES]
-    if _is_calibrated(config):
-        files += CURVE_FILES
-    if index is not None:
-        files.append(RECALL_FILE)
+    files = expansion_files(config, indexed=index is not None)
     approximate = {} if index is None else {"index": index.content}
     work = partial(
         _write_expansion,
@@ -96,22 +92,9 @@ def expand_stage(
             "gold labels": fingerprint(gold_labels.to_pylist()),
             **approximate,
         },
-        parts=[Part("candidates", tuple(files), work)],
+        parts=[Part("candidates", files, work)],
         revision=REVISION,
     )
-
-
-def _is_calibrated(config: ExpandConfig) -> bool:
-    return config.threshold.mode == "calibrated" and config.broadening.total > 0
-
-
-def identity_of(config: ExpandConfig) -> dict[str, Any]:
-    """What of the settings can change a result; of an index everything may."""
-    values = {**asdict(config), "acquisition": config.acquisition.identity()}
-    if type(config.search) is SearchConfig:
-        for name in NOT_HASHED:
-            del values["search"][name]
-    return values
 
 
 def read_threshold(stage: Stage) -> dict[str, Any] | None:
@@ -132,36 +115,15 @@ def _write_expansion(
     output: Path,
 ) -> Counts:
     """Expand over the pool's store and write every table of the answer."""
-    gold_store = Store.open(gold, verify=True)
-    ids = sample_ids.from_arrow(labels["id"])
-    columns = [PROBABILITY + task for task in thresholds]
-    scored = gold_store.take(ids, columns)
-    for name in columns:
-        labels = labels.append_column(name, scored[name].cast(pa.float64()))
-    labelled = Labelled.from_table(labels, gold_store.vectors(ids), thresholds)
-    store = Store.open(pool, verify=True)
-    expansion = expand(
-        store,
-        labelled,
-        config,
+    expansion = expand_stores(
+        pool,
+        gold,
+        labels=labels,
+        thresholds=thresholds,
+        config=config,
         round=number,
         exclude=exclude,
-        index=None if index is None else open_index(index, store),
+        index=index,
     )
-    for name in ("candidates", "seeds", "hits", "dropped"):
-        pq.write_table(getattr(expansion, name), output / f"{name}.parquet")
-    threshold = asdict(expansion.threshold) if expansion.threshold else None
-    write_json(output / "threshold.json", {"threshold": threshold, "refusal": expansion.refusal})
-    if _is_calibrated(config):
-        table, picture = (output / name for name in CURVE_FILES)
-        pq.write_table(expansion.curve, table)
-        plot_precision(
-            picture,
-            expansion.curve,
-            target=config.threshold.target,
-            threshold=expansion.threshold,
-        )
-    if index is not None:
-        found = expansion.approximate
-        write_json(output / RECALL_FILE, None if found is None else found.evidence())
+    write_expansion(expansion, config, output, indexed=index is not None)
     return expansion.counts

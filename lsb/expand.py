@@ -6,6 +6,7 @@ Source: Sun et al. 2025, Latent Space Broadening with a lookalike threshold, as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,8 @@ from lsb.threshold import (
 
 __all__ = ["AcquisitionConfig", "ExpandConfig", "Expansion", "expand"]
 
+Find = Callable[..., Hits]
+"""Called as `lsb.search.exact.search`."""
 SPARE_CLIPS = 256
 """Clips of the order that are fetched beyond the budget, for near duplicates among them."""
 
@@ -91,6 +94,7 @@ def expand(
     round: int,
     exclude: IdArray,
     index: FaissIndex | None = None,
+    find: Find = search,
 ) -> Expansion:
     """Choose the clips to annotate in one round.
 
@@ -103,6 +107,8 @@ def expand(
         exclude: ids that may not be chosen (all that are labelled, and test clips). The ids of
             `labelled` are added.
         index: of the pool, where the search is approximate.
+        find: the exact search: in this process, or
+            `lsb.search.collective.search_collective`, which makes this function collective.
 
     Raises:
         ValueError: LT cannot be calibrated and there is no fallback, the search is approximate and
@@ -118,7 +124,7 @@ def expand(
         threshold, refusal, curve = _threshold(labelled, config)
         seed_ids, vectors_QD = _seed_vectors(seeds, store, labelled)
         value = None if threshold is None else threshold.value
-        hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude)
+        hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude, find)
     selection, excluded = _selected(
         store, seeds, hits.table, threshold, config, round=round, exclude=exclude
     )
@@ -152,10 +158,11 @@ def _search(
     config: SearchConfig,
     lookalike_threshold: float | None,
     exclude: IdArray,
+    find: Find,
 ) -> Hits:
     """Hits of the exact search, or of the approximate one where the config is of that."""
     if not isinstance(config, FaissConfig):
-        return search(
+        return find(
             seed_ids,
             seeds_QD,
             store,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,10 +203,18 @@ class SaveForResume(Callback):
         saves: where to.
         moment: of this training, at any step.
         steps: between two saves; 0 only saves when told to.
+        also: says of the step just made whether it is to be saved whatever its number; None saves
+            no others.
     """
 
-    def __init__(self, saves: Saves, moment: Moment, steps: int) -> None:
-        self.saves, self.moment, self.steps = saves, moment, steps
+    def __init__(
+        self,
+        saves: Saves,
+        moment: Moment,
+        steps: int,
+        also: Callable[[], bool] | None = None,
+    ) -> None:
+        self.saves, self.moment, self.steps, self.also = saves, moment, steps, also
         self._seen = self._saved = 0
         self._due = False
 
@@ -221,6 +229,7 @@ class SaveForResume(Callback):
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self._due = bool(self.steps) and self._seen % self.steps == 0
+            self._due = self._due or (self.also is not None and self.also())
             if self._due and not validation_follows(trainer):
                 self.save(trainer)
 
