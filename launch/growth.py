@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.expansion import expand_stage, read_threshold
+from launch.growing import growing_in
 from launch.recorded import expansion_of, record_without_tombstones, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
@@ -84,7 +85,11 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
                 _annotate(settings, shared, ledger, brought, number, clock)
             ledger.adjudicate(settings.merge)
             labelled = _labelled(settings, ledger, number)
-            trained = clock.run("train", partial(train_stage, settings, shared, labelled, gold))
+            growing = growing_in(settings, shared, path)
+            train = partial(train_stage, settings, shared, labelled, gold, growing)
+            trained = clock.run("train", train)
+            if growing is not None:
+                labelled = _labelled(settings, ledger, settings.last_round)
             measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
             rounds.append(
                 GrowthRound(
@@ -107,7 +112,7 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
 def final_labels(settings: Settings, folder: RunFolder) -> tuple[pa.Table, pa.Table]:
     """The training set of the last round and the gold labels, from the arm's ledger."""
     with Ledger.open(folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
-        return _labelled(settings, ledger, settings.rounds), _gold(settings, ledger)
+        return _labelled(settings, ledger, settings.last_round), _gold(settings, ledger)
 
 
 @dataclass(frozen=True)

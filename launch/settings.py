@@ -24,6 +24,7 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.data.prepare import TASKS, PrepareConfig, data_config
 from vlmae.evaluation import EvaluateConfig
+from vlmae.growing.config import GrowingConfig
 from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
 from vlmae.settings import PREPARED, model_config, tower_nodes
@@ -96,6 +97,7 @@ class Settings:
         expand: acquisition, seeds, LT, search, selection.
         oracle: noise and seed of the simulated annotator.
         merge: how the answers of several annotators become one label.
+        growing: when a training grows between its epochs.
         identity: the composed config without keys that do not change results.
     """
 
@@ -123,12 +125,18 @@ class Settings:
     expand: ExpandConfig
     oracle: OracleOptions
     merge: MergeConfig
+    growing: GrowingConfig
     identity: dict[str, Any]
 
     @property
     def stages(self) -> Path:
         """Folder of all stages."""
         return self.runs / "stages"
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last labels that are added."""
+        return len(self.growing.epochs(self.train.epochs)) or self.rounds
 
     @property
     def folder(self) -> Path:
@@ -160,6 +168,12 @@ class Settings:
         if untold:
             raise ValueError(
                 f"acquisition.task_weights names {untold}, the model has the tasks {list(tasks)}"
+            )
+        growing = build("growing", GrowingConfig, values["growing"])
+        if growing.on and values["rounds"]:
+            raise ValueError(
+                f"rounds is {values['rounds']} and growing.every_epochs {growing.every_epochs}: a "
+                "training that grows adds its labels itself; set rounds=0, or growing=none"
             )
         vl, audio = tower_nodes(values)
         return cls(
@@ -193,6 +207,7 @@ class Settings:
             ),
             oracle=checked("oracle", OracleOptions, values["oracle"]),
             merge=build("ledger", MergeConfig, values["ledger"]),
+            growing=growing,
             identity=_identity(values),
         )
 
@@ -211,6 +226,8 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         if group not in values:  # not every command has it
             continue
         kept[group] = {k: v for k, v in values[group].items() if k not in keys}
+    if not values["growing"]["every_epochs"]:  # as runs were before there was such a group
+        del kept["growing"]
     return kept
 
 
