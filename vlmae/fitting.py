@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
-from vlmae.callbacks import AnotherWorld, SaveForResume
+from vlmae.callbacks import AnotherWorld, BetweenEpochs, SaveForResume
 from vlmae.data.loader import ClipLoader
 from vlmae.module import VlmaeModule
 from vlmae.preemption import Preempted, StopAtBoundary, StopFlag
@@ -73,7 +73,7 @@ def fit(
     path = None
     if start is not None:
         path, moment = start
-        callbacks.append(AnotherWorld(moment, now))
+        callbacks += [AnotherWorld(moment, now), BetweenEpochs(loader)]
     try:
         trainer = make_trainer(callbacks)
         trainer.fit(module, loader, validation, ckpt_path=path, weights_only=True)

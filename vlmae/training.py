@@ -312,7 +312,7 @@ def _fit(root: Path, training: Training, output: Path, identity: str, flag: Stop
 
     saves = Saves(scratch(output) / "saves", config.keep_saves)
     now = Moment(identity, 0, training.ranks.size, config.accumulate, training.strategy.name)
-    if config.resume_from is None:
+    if config.resume_from is None and grower is None:
         hint_at_others(root, saves, now)
     failed = True
     try:

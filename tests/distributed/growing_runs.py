@@ -92,7 +92,12 @@ def accident(name: str, epoch: int, overrides: list[str]) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": str(Path(__file__).parents[2]),  # this checkout, whichever is installed
+        },
         timeout=300,
         check=False,
     )

@@ -157,10 +157,6 @@ class GrowBetweenEpochs(Callback):
         for entry in checkpoint["callbacks"][self.state_key]["expansions"]:
             stage = self.training.ranks.once(partial(self._reopened, entry))
             self._adopt(int(entry["epoch"]), stage)
-        loop = checkpoint["loops"]["fit_loop"]
-        (cursor,) = loop["state_dict"]["combined_loader"]
-        self.loader.load_state_dict(cursor)
-        _restart(loop, self.loader)
 
     def _reopened(self, entry: dict[str, Any]) -> Stage:
         path = self._folder(int(entry["epoch"])) / str(entry["name"])
@@ -228,23 +224,3 @@ def _last_round(labelled: pa.Table) -> int:
     return max(
         (int(number) for number in labelled[ROUND].to_pylist() if number is not None), default=0
     )
-
-
-def _restart(loop: dict[str, Any], loader: ClipLoader) -> None:
-    """Make Lightning begin the next epoch, where a save was made behind the last step of one.
-
-    It would go on in the midst of what it takes for the same epoch, without the hooks of a new one
-    and with the number of batches that it finds now. So its counts are set to what they are when an
-    epoch is over; the loader has its cursor already.
-    """
-    epoch = loader.next_epoch
-    if epoch is None:
-        return
-    for counts in loop["epoch_progress"].values():
-        counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), epoch))
-    batches = loop["epoch_loop.batch_progress"]
-    for counts in (batches["total"], batches["current"]):
-        counts["completed"] = counts["processed"]
-    # Counted behind the hooks that save.
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
-    del loop["state_dict"]["combined_loader"]
