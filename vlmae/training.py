@@ -285,7 +285,6 @@ def _fit(root: Path, training: Training, output: Path, identity: str, flag: Stop
     grower = None
     if training.growing is not None:
         grower = GrowBetweenEpochs(
-            root,
             scratch(output) / "growing",
             training,
             identity,

@@ -24,7 +24,8 @@ from lsb.selection import SelectionConfig
 from lsb.threshold import ThresholdConfig
 from vlmae.checkpoint import CHECKPOINT
 from vlmae.data.loader import LoaderConfig
-from vlmae.data.token_source import CachedTokens
+from vlmae.data.prefix_cache import Prefix
+from vlmae.data.token_source import CachedTokens, LiveTokens
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused
 from vlmae.growing.config import Growing, GrowingConfig
 from vlmae.growing.labels import FromAnnotator, FromLedger
@@ -38,6 +39,9 @@ ENTROPY = ExpandConfig(
     acquisition=AcquisitionConfig("entropy", WEIGHTS),
     broadening=BroadeningConfig(0, 0),
     threshold=ThresholdConfig("none"),
+)
+BROAD = dataclasses.replace(
+    ENTROPY, broadening=BroadeningConfig(1, 2, confidence=0.5), threshold=ThresholdConfig("fixed")
 )
 EVERY = GrowingConfig(every_epochs=1, rounds=2, budget=3)
 SAME = (CHECKPOINT, "history.csv", "training_set.parquet", "validation.parquet")
@@ -114,7 +118,8 @@ def test_the_ledger_has_the_rounds_and_gets_them_back(
 ) -> None:
     place = tmp_path / "ledger.sqlite"
     growing = Growing(EVERY, ENTROPY, FromAnnotator(oracle, "truth", str(place)), arm="entropy")
-    stage = train_in(tmp_path, config=steps(), growing=growing)
+    workers = LoaderConfig(workers=1)  # who are ahead with the clips of before
+    stage = train_in(tmp_path, config=steps(), growing=growing, loader=workers)
     manifest = pq.read_table(stage.path / "training_set.parquet")
     assert sorted(manifest["round"].to_pylist())[-6:] == [1, 1, 1, 2, 2, 2]
     for _ in range(2):
@@ -133,6 +138,24 @@ def test_the_ledger_has_the_rounds_and_gets_them_back(
         assert set(texts(labelled["key"])) == new
         place.unlink()
         assert train_in(tmp_path, config=steps(), growing=growing).reused
+
+
+def test_clips_that_are_decoded_as_they_are_needed(
+    tmp_path: Path, train_in: TrainIn, oracle: Oracle, data: Stage, prefix_on: Callable[..., Prefix]
+) -> None:
+    """Some of the gold clips, of the pool and of the labelled ones cannot be."""
+    growing = Growing(dataclasses.replace(EVERY, rounds=1), BROAD, FromAnnotator(oracle, "truth"))
+    live = LiveTokens(prefix_on(data))
+    stage = train_in(tmp_path, source=live, config=steps(2), growing=growing)
+    bad = set(texts(pq.read_table(stage.path / "quarantine.parquet")["key"]))
+    asked = set(texts(candidates_of(stage, 1)["key"]))
+    assert len(asked) == 3
+    assert bad
+    assert not asked & bad
+    evidence = read_json(stage.path / "expansion-1.expansion.json")
+    assert evidence["counts"]["pool"] < 16
+    manifest = pq.read_table(stage.path / "training_set.parquet")
+    assert manifest["round"].to_pylist().count(1) == 3
 
 
 class Late(FromLedger):

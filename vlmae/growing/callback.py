@@ -45,7 +45,6 @@ class GrowBetweenEpochs(Callback):
     """Expands the training set of a run; all hooks that do something are collective.
 
     Args:
-        root: folder of all stages.
         folder: where the expansions of this training lie; the same on all ranks.
         training: that grows; `training.growing` says how.
         identity: its fingerprint.
@@ -59,7 +58,6 @@ class GrowBetweenEpochs(Callback):
 
     def __init__(
         self,
-        root: Path,
         folder: Path,
         training: Training,
         identity: str,
@@ -72,7 +70,7 @@ class GrowBetweenEpochs(Callback):
         write_checkpoint: WriteCheckpoint,
     ) -> None:
         assert training.growing is not None, "made for a training that grows"
-        self.root, self.folder, self.training, self.identity = root, folder, training, identity
+        self.folder, self.training, self.identity = folder, training, identity
         self.objective, self.loader, self.clock = objective, loader, clock
         self.quarantine, self.flag, self.write_checkpoint = quarantine, flag, write_checkpoint
         self.labelled: pa.Table = training.labelled
@@ -123,7 +121,6 @@ class GrowBetweenEpochs(Callback):
         # Whatever an expansion draws, the next step draws what it would have drawn.
         with isolate_rng():
             stage = expand_between_epochs(
-                self.root,
                 self._folder(epoch),
                 self.training,
                 pl_module,

@@ -14,7 +14,7 @@ each phase and each part the ranks look at the flag of signals together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +42,12 @@ from lsb.ids import IdArray
 from lsb.ledger import Round
 from lsb.search.collective import deal, search_collective
 from lsb.search.exact import search
+from lsb.store import Store
 from vlmae.calibration import Calibration
 from vlmae.callbacks import gather
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
+from vlmae.data.labels import labels_fingerprint
 from vlmae.data.token_source import in_source
-from vlmae.data.tombstones import without_tombstones
 from vlmae.embedding import EmbedConfig, Scoring, embed_predicted
 from vlmae.growing.config import Growing
 from vlmae.growing.lockstep import Lockstep, modes_kept, weights_fingerprint
@@ -92,7 +93,6 @@ def stage_files(growing: Growing) -> tuple[str, ...]:
 
 
 def expand_between_epochs(
-    root: Path,
     folder: Path,
     training: Training,
     module: VlmaeModule,
@@ -105,7 +105,6 @@ def expand_between_epochs(
     The module is left as it was: weights, modes of all its parts.
 
     Args:
-        root: folder of all stages, for the tombstones.
         folder: of this expansion alone.
         training: that grows.
         module: with the weights that choose.
@@ -122,15 +121,13 @@ def expand_between_epochs(
     growing = training.growing
     assert growing is not None, "called by a training that grows"
     weights = weights_fingerprint(module.model)
-    work = partial(
-        _expand, root, training, growing, module, begun, weights, write_checkpoint, check
-    )
+    work = partial(_expand, training, growing, module, begun, weights, write_checkpoint, check)
     key: dict[str, Any] = {
         "config": {"epoch": begun.epoch, "step": begun.step, "round": begun.round},
         "inputs": {
             "training": begun.identity,
             "weights": weights,
-            "labels": fingerprint(begun.labelled.to_pylist()),
+            "labels": labels_fingerprint(begun.labelled, training.tasks),
             "pending": fingerprint(sample_ids.to_hex(begun.pending)),
         },
     }
@@ -158,7 +155,6 @@ def _require_own(folder: Path, key: Mapping[str, Any]) -> None:
 
 
 def _expand(
-    root: Path,
     training: Training,
     growing: Growing,
     module: VlmaeModule,
@@ -176,17 +172,19 @@ def _expand(
         write_checkpoint(state, begun.labelled, output)
     del state
     model = _told(first, lambda: _evidence(output / CHECKPOINT, training))
-    gold = without_tombstones(root, in_source(training.validation, training.source))
+    gold = in_source(training.validation, training.source)
     gold_ids = sample_ids.from_arrow(gold["id"])
     embed = partial(_embed, scratch(output), training, growing, module, model, weights, check)
     gold_store = embed(_shards_of(training, gold), only=gold_ids)
     pool_store = embed(training.source.shards_of(growing.config.split), only=None)
+    # Of clips that are decoded as they are needed some may have been found bad just now.
+    usable = np.isin(gold_ids, Store.open(gold_store.path).ids)
     check()
     labelled_ids = sample_ids.from_arrow(begun.labelled["id"])
     expansion = expand_stores(
         pool_store.path,
         gold_store.path,
-        labels=gold,
+        labels=gold.filter(pa.array(usable)),
         thresholds=model["thresholds"],
         config=growing.expand,
         round=begun.round,
@@ -197,7 +195,7 @@ def _expand(
     _require_equal(expansion)
     check()
     if first:
-        _ask(root, training, growing, begun, model, pool_store, expansion, output)
+        _ask(training, growing, begun, model, pool_store, expansion, output)
         write_json(
             output / EVIDENCE,
             {
@@ -304,7 +302,6 @@ def _require_equal(expansion: Expansion) -> None:
 
 
 def _ask(
-    root: Path,
     training: Training,
     growing: Growing,
     begun: Begun,
@@ -314,8 +311,7 @@ def _ask(
     output: Path,
 ) -> None:
     """Write the expansion, and its labels. First rank only."""
-    candidates = without_tombstones(root, expansion.candidates)
-    write_expansion(replace(expansion, candidates=candidates), growing.expand, output)
+    write_expansion(expansion, growing.expand, output)
     threshold = expansion.threshold
     record = Round(
         begun.round,
@@ -326,7 +322,7 @@ def _ask(
         None if threshold is None else threshold.precision,
         None if threshold is None else threshold.pairs,
     )
-    labels = growing.labels.labels(record, candidates, begun.pending, training.tasks)
+    labels = growing.labels.labels(record, expansion.candidates, begun.pending, training.tasks)
     pq.write_table(labels, output / LABELS)
 
 
