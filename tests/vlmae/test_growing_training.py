@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,53 @@ def test_answers_that_come_later_join_with_the_next_expansion(
     assert sum(number == 2 for number in manifest["round"].to_pylist()) == 3
     assert "human" in set(texts(manifest["source"]))
     assert stage.counts["labels added"] == 3
+
+
+class Absent(FromAnnotator):
+    """Cannot be reached when the second expansion asks."""
+
+    def labels(
+        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+    ) -> pa.Table:
+        if record.round == 2:
+            raise ConnectionError("nobody is there")
+        return super().labels(record, candidates, pending, tasks)
+
+
+def test_an_expansion_of_other_content_is_refused(
+    tmp_path: Path, train_in: TrainIn, oracle: Oracle
+) -> None:
+    growing = Growing(EVERY, ENTROPY, FromAnnotator(oracle, "truth"))
+    calm = train_in(tmp_path / "calm", config=steps(), growing=growing)
+    absent = Growing(EVERY, ENTROPY, Absent(oracle, "truth"))
+    root = tmp_path / "stages"
+    with pytest.raises(ConnectionError):
+        train_in(root, config=steps(), growing=absent)
+    (made,) = root.glob("train-*.partial/.scratch-*/growing/epoch-0001/grow-*[0-9a-f]")
+    assert not list(made.parents[1].glob("epoch-0002/grow-*[0-9a-f]")), "the second is not whole"
+    whole = (made / "manifest.json").read_text()
+
+    def tampered(change: Callable[[dict[str, Any]], None]) -> None:
+        manifest = json.loads(whole)
+        change(manifest)
+        (made / "manifest.json").write_text(json.dumps(manifest))
+
+    tampered(lambda manifest: manifest.update(content="0" * 32))
+    with pytest.raises(ValueError, match="is not the expansion that the save rests on"):
+        train_in(root, config=steps(), growing=growing)
+    (made / "manifest.json").write_text(whole)
+    (saves,) = root.glob("train-*.partial/.scratch-*/saves")
+    kept = saves.rename(tmp_path / "saves")  # from the start: the same steps, the same weights
+    tampered(lambda manifest: manifest["inputs"].update(weights="others"))
+    with pytest.raises(ValueError, match="is an expansion that began with other weights"):
+        train_in(root, config=steps(), growing=growing)
+    assert not list(root.glob("train-*[0-9a-f]"))
+    (made / "manifest.json").write_text(whole)
+    for found in root.glob("train-*.partial/.scratch-*/saves"):
+        shutil.rmtree(found)
+    kept.rename(saves)
+    again = train_in(root, config=steps(), growing=growing)
+    assert again.content == calm.content
 
 
 def test_clips_that_are_excluded_are_never_asked_for(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -27,6 +28,7 @@ from lsb import ids as sample_ids
 from lsb.artifact import Stage, StageError, open_stage
 from lsb.ids import IdArray
 from vlmae.callbacks import Quarantine
+from vlmae.data.labels import label_matrix
 from vlmae.data.loader import ClipLoader
 from vlmae.growing.clock import EpochClock
 from vlmae.growing.expansion import LABELS, Begun, WriteCheckpoint, expand_between_epochs
@@ -187,6 +189,8 @@ class GrowBetweenEpochs(Callback):
             return False
         self.labelled = with_rows(self.labelled, labels)
         grown = self.training_set
+        tasks = self.training.tasks
+        self.objective.check(torch.from_numpy(label_matrix(grown.labelled, tasks)))
         loader = training_loader(self.training, grown.manifest, self.objective)
         self.loader.grow(loader)
         self.clock.grow(epoch, loader.order.steps() // self.training.config.accumulate)
