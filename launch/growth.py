@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from launch.clips import first_clips, gold_clips
 from launch.copies import excluded_clips, media_of, with_carried
 from launch.expansion import expand_stage, read_threshold
+from launch.growing import growing_in
 from launch.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
 from launch.recorded import expansion_of, record_without_tombstones, recorded_round
 from launch.run_folder import RunFolder
@@ -100,7 +101,11 @@ def grow(
             model = brought.model if brought else None
             own = pseudo.label(number, labelled, gold, model, clock.run, say)
             used = with_pseudo_labels(settings, ledger, labelled, number)
-            trained = clock.run("train", partial(train_stage, settings, shared, used, gold))
+            growing = growing_in(settings, shared, path)
+            train = partial(train_stage, settings, shared, used, gold, growing)
+            trained = clock.run("train", train)
+            if growing is not None:
+                labelled = _labelled(settings, ledger, settings.last_round)
             measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
             rounds.append(
                 GrowthRound(
@@ -127,8 +132,8 @@ def grow(
 def final_labels(settings: Settings, folder: RunFolder) -> tuple[pa.Table, pa.Table]:
     """The training set of the last round and the gold labels, from the arm's ledger."""
     with Ledger.open(folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
-        labelled = _labelled(settings, ledger, settings.rounds)
-        labelled = with_pseudo_labels(settings, ledger, labelled, settings.rounds)
+        labelled = _labelled(settings, ledger, settings.last_round)
+        labelled = with_pseudo_labels(settings, ledger, labelled, settings.last_round)
         return labelled, _gold(settings, ledger)
 
 

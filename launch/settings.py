@@ -26,6 +26,7 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.data.prepare import TASKS, PrepareConfig, data_config
 from vlmae.evaluation import EvaluateConfig
+from vlmae.growing.config import GrowingConfig
 from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
 from vlmae.settings import PREPARED, model_config, tower_nodes
@@ -136,6 +137,7 @@ class Settings:
         oracle: noise and seed of the simulated annotator.
         merge: how the answers of several annotators become one label.
         pseudo: when the model may label clips itself.
+        growing: when a training grows between its epochs.
         identity: the composed config without keys that do not change results.
     """
 
@@ -167,12 +169,18 @@ class Settings:
     oracle: OracleOptions
     merge: MergeConfig
     pseudo: PseudoConfig
+    growing: GrowingConfig
     identity: dict[str, Any]
 
     @property
     def stages(self) -> Path:
         """Folder of all stages."""
         return self.runs / "stages"
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last labels that are added."""
+        return len(self.growing.epochs(self.train.epochs)) or self.rounds
 
     @property
     def folder(self) -> Path:
@@ -212,6 +220,12 @@ class Settings:
             raise ValueError(
                 f"acquisition.task_weights names {untold}, the model has the tasks {list(tasks)}"
             )
+        growing = build("growing", GrowingConfig, values["growing"])
+        if growing.on and values["rounds"]:
+            raise ValueError(
+                f"rounds is {values['rounds']} and growing.every_epochs {growing.every_epochs}: a "
+                "training that grows adds its labels itself; set rounds=0, or growing=none"
+            )
         vl, audio = tower_nodes(values)
         return cls(
             name=values["name"],
@@ -248,6 +262,7 @@ class Settings:
             oracle=checked("oracle", OracleOptions, values["oracle"]),
             merge=build("ledger", MergeConfig, values["ledger"]),
             pseudo=build("pseudo", PseudoConfig, values["pseudo"]),
+            growing=growing,
             identity=_identity(values),
         )
 
@@ -279,6 +294,8 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         del kept["pseudo"]
     if not values["budgets"]:
         del kept["budgets"]
+    if not values["growing"]["every_epochs"]:  # as runs were before there was such a group
+        del kept["growing"]
     return kept
 
 

@@ -17,6 +17,7 @@ from vlmae.data.prepare import prepare, read_truth
 from vlmae.data.token_source import CachedTokens, in_source
 from vlmae.data.whitening import whiten
 from vlmae.evaluation import evaluate
+from vlmae.growing.config import Growing
 from vlmae.towers import build_towers
 from vlmae.training import Training, train
 
@@ -72,7 +73,13 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     return Shared(data, source, whitened, truth, seconds)
 
 
-def train_stage(settings: Settings, shared: Shared, labelled: pa.Table, gold: pa.Table) -> Stage:
+def train_stage(
+    settings: Settings,
+    shared: Shared,
+    labelled: pa.Table,
+    gold: pa.Table,
+    growing: Growing | None = None,
+) -> Stage:
     """Train on labels; gold labels choose the operating thresholds only."""
     return train(
         settings.stages,
@@ -90,6 +97,7 @@ def train_stage(settings: Settings, shared: Shared, labelled: pa.Table, gold: pa
             logs=settings.runs / "logs",
             logger=settings.logger,
             skip_limit=settings.prefix.skip_limit,
+            growing=growing,
         ),
     )
 

@@ -156,6 +156,7 @@ def work_on_stage(
     inputs: Mapping[str, str],
     parts: Sequence[Part],
     share: tuple[int, int] = (0, 1),
+    dealt: Mapping[str, int] | None = None,
     processes: int = 1,
     revision: int = 1,
     on_part: OnPart | None = None,
@@ -167,6 +168,7 @@ def work_on_stage(
 
     Args:
         share: (number, of): this process makes the parts of share `number`, counted from 0.
+        dealt: part name -> its share, for processes that have agreed on another division.
 
     Returns:
         The finished stage, or None if parts of other shares are not made yet.
@@ -186,7 +188,8 @@ def work_on_stage(
     root.mkdir(parents=True, exist_ok=True)
     with _at_work(target, number, of):
         started = time.monotonic()
-        mine = [part for part in parts if _share_of(part.name, of) == number]
+        shares = dealt or {part.name: _share_of(part.name, of) for part in parts}
+        mine = [part for part in parts if shares[part.name] == number]
         # Another share may seal the stage at any time outside of `_sealing`, until all see that a
         # part of this one is missing.
         with _sealing(target):

@@ -6,6 +6,7 @@ Source: Sun et al. 2025, Latent Space Broadening with a lookalike threshold, as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -35,6 +36,8 @@ from lsb.threshold import CURVE, LookalikeThreshold, ThresholdConfig
 
 __all__ = ["AcquisitionConfig", "ExpandConfig", "Expansion", "expand"]
 
+Find = Callable[..., Hits]
+"""Called as `lsb.search.exact.search`."""
 SPARE_CLIPS = 256
 """Clips of the order that are fetched beyond the budget, for near duplicates among them."""
 
@@ -113,6 +116,7 @@ def expand(
     index: FaissIndex | None = None,
     media: MediaHashes | None = None,
     beside: SeedsBeside | None = None,
+    find: Find = search,
 ) -> Expansion:
     """Choose the clips to annotate in one round.
 
@@ -127,6 +131,8 @@ def expand(
         index: of the pool, where the search is approximate.
         media: which clips have equal media, where `config.selection.media_hashes` is set.
         beside: more seeds, of neither the pool nor `labelled`.
+        find: the exact search: in this process, or
+            `lsb.search.collective.search_collective`, which makes this function collective.
 
     Raises:
         ValueError: LT cannot be calibrated and there is no fallback, the search is approximate and
@@ -141,7 +147,7 @@ def expand(
         seeds = pa.concat_tables([seeds, beside.table])
     found = _Found()
     if seeds.num_rows:
-        found = _neighbourhoods(seeds, store, labelled, config, index, exclude, beside)
+        found = _neighbourhoods(seeds, store, labelled, config, index, exclude, beside, find)
     selection, excluded = _selected(
         store, seeds, found, config, round=round, exclude=exclude, media=media
     )
@@ -196,6 +202,7 @@ def _neighbourhoods(
     index: FaissIndex | None,
     exclude: IdArray,
     beside: SeedsBeside | None,
+    find: Find,
 ) -> _Found:
     """LT, and the neighbours of every seed that reach it."""
     seed_ids, stored_QD = _seed_vectors(seeds, store, labelled, beside)
@@ -203,7 +210,7 @@ def _neighbourhoods(
     if config.broadening.decorrelate is not None:
         seen = fit_decorrelation(store, shrinkage=config.broadening.decorrelate).seeds
         vectors_QD = seen(stored_QD)
-    density_of = partial(_density, store, labelled, config, index)
+    density_of = partial(_density, store, labelled, config, index, find)
     scaled = config.threshold.scaling == "density"
     density_Q: npt.NDArray[np.float64] = np.full(len(seed_ids), np.nan)
     if scaled:
@@ -223,7 +230,7 @@ def _neighbourhoods(
     if value is not None and lt.scaling is not None:
         threshold_Q = value + shift_Q
         value = float(threshold_Q.min())
-    hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude)
+    hits = _search(seed_ids, vectors_QD, store, index, config.search, value, exclude, find)
     if threshold_Q is not None:
         hits = cut(hits, seed_ids, threshold_Q)
     chance = None
@@ -246,6 +253,7 @@ def _density(
     labelled: Labelled | None,
     config: ExpandConfig,
     index: FaissIndex | None,
+    find: Find,
     ids: IdArray,
     vectors_QD: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float64]:
@@ -254,7 +262,7 @@ def _density(
     nobody = ids[:0]
     if config.threshold.scaling_among == "pool":
         width = replace(config.search, neighbours=near, max_neighbours=near)
-        hits = _search(ids, vectors_QD, store, index, width, None, nobody)
+        hits = _search(ids, vectors_QD, store, index, width, None, nobody, find)
     elif labelled is None:
         raise ValueError(
             "threshold.scaling_among is 'labelled' but there are no labelled clips: give some, or "
@@ -281,10 +289,11 @@ def _search(
     config: SearchConfig,
     lookalike_threshold: float | None,
     exclude: IdArray,
+    find: Find,
 ) -> Hits:
     """Hits of the exact search, or of the approximate one where the config is of that."""
     if not isinstance(config, FaissConfig):
-        return search(
+        return find(
             seed_ids,
             seeds_QD,
             store,

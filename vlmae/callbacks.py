@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lsb import ids as sample_ids
 from vlmae.data.batches import Batch, ClipBatch
 from vlmae.data.decode import BadClipError
 from vlmae.data.encode import quarantine_table
+from vlmae.data.loader import ClipLoader
 from vlmae.saves import Moment, Saves
 
 
@@ -203,10 +204,18 @@ class SaveForResume(Callback):
         saves: where to.
         moment: of this training, at any step.
         steps: between two saves; 0 only saves when told to.
+        also: says of the step just made whether it is to be saved whatever its number; None saves
+            no others.
     """
 
-    def __init__(self, saves: Saves, moment: Moment, steps: int) -> None:
-        self.saves, self.moment, self.steps = saves, moment, steps
+    def __init__(
+        self,
+        saves: Saves,
+        moment: Moment,
+        steps: int,
+        also: Callable[[], bool] | None = None,
+    ) -> None:
+        self.saves, self.moment, self.steps, self.also = saves, moment, steps, also
         self._seen = self._saved = 0
         self._due = False
 
@@ -221,6 +230,7 @@ class SaveForResume(Callback):
         if trainer.global_step != self._seen:
             self._seen = trainer.global_step
             self._due = bool(self.steps) and self._seen % self.steps == 0
+            self._due = self._due or (self.also is not None and self.also())
             if self._due and not validation_follows(trainer):
                 self.save(trainer)
 
@@ -274,6 +284,45 @@ class AnotherWorld(Callback):
         loader["steps"] = steps - steps % self.now.accumulate
         _shift(progress["current"], loader["steps"])
         _shift(progress["total"], progress["total"]["ready"] * self.saved.ranks // self.now.ranks)
+
+
+class BetweenEpochs(Callback):
+    """Begins the next epoch where a save was made behind the last step of one.
+
+    Lightning would go on in the midst of what it takes for the same epoch: without the hooks of a
+    new one, with the number of batches that it finds now, and with counts of epochs that make it
+    forget the loader's cursor when the training is stopped and continued once more. So its counts
+    are set to what they are when an epoch is over, and the loader gets its cursor here.
+
+    Args:
+        loader: of this rank, with the training set of the save.
+    """
+
+    def __init__(self, loader: ClipLoader) -> None:
+        self.loader = loader
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Change the counts of the loops, before they are restored.
+
+        Raises:
+            ValueError: the loader has another training set than the save.
+        """
+        loop = checkpoint["loops"]["fit_loop"]
+        (cursor,) = loop["state_dict"]["combined_loader"]
+        self.loader.load_state_dict(cursor)
+        epoch = self.loader.next_epoch
+        if epoch is None:  # Lightning does well in the midst of an epoch
+            return
+        for counts in loop["epoch_progress"].values():
+            counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), epoch))
+        batches = loop["epoch_loop.batch_progress"]
+        for counts in (batches["total"], batches["current"]):
+            counts["completed"] = counts["processed"]
+        # Counted behind the hooks that save.
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        del loop["state_dict"]["combined_loader"]
 
 
 def _shift(counts: dict[str, int], ready: int) -> None:

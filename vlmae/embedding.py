@@ -10,7 +10,7 @@ seeds, each shard is searched while its vectors are at hand, and its part holds 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,6 +103,7 @@ class Scoring:
 
 
 Make = Callable[[str, Path], Counts]
+Predict = Callable[[TokenTable, Rows], Predictions]
 
 
 def embed_pooled(
@@ -166,15 +167,53 @@ def embed_fused(
     scoring = scoring or Scoring()
     if scoring.only is not None:  # an unknown clip is refused, not left out
         in_source(pa.table({"id": sample_ids.to_arrow(scoring.only)}), source)
-    settings = {
+    settings = _settings_of(scoring)
+    work = partial(_embed_fused_shard, source, config, trained.path / CHECKPOINT, scoring, search)
+    inputs = {"train": trained.content}
+    return _embed(root, source, config, "fused", settings, inputs, work, on_part, search)
+
+
+def embed_predicted(
+    root: Path,
+    source: TokenSource,
+    config: EmbedConfig,
+    scoring: Scoring,
+    score: Predict,
+    tasks: list[str],
+    inputs: dict[str, str],
+    *,
+    shards: list[str],
+    dealt: Mapping[str, int],
+) -> Stage | None:
+    """As `embed_fused`, by a model that is at hand; equal weights give equal files.
+
+    Args:
+        root: folder of all stages.
+        source: frozen tokens.
+        config: split, dtype, threads; `share` says which rank of how many this is.
+        scoring: which clips, with which inputs, and how often with dropout.
+        score: called with the clips of one shard, as often as this rank makes parts.
+        tasks: of the model.
+        inputs: what the model is known by.
+        shards: to embed.
+        dealt: shard -> rank that embeds it.
+
+    Returns:
+        The store, on the rank that found it whole; None on the others.
+    """
+    settings = _settings_of(scoring)
+    work = partial(_write_fused, source, config, scoring.only, score, tasks, None)
+    return _embed(root, source, config, "fused", settings, inputs, work, None, None, shards, dealt)
+
+
+def _settings_of(scoring: Scoring) -> dict[str, object]:
+    """What of the scoring names a stage."""
+    return {
         "inputs": scoring.inputs,
         "seed": scoring.seed,
         "dropout_samples": scoring.dropout_samples,
         "only": None if scoring.only is None else fingerprint(sample_ids.to_hex(scoring.only)),
     }
-    work = partial(_embed_fused_shard, source, config, trained.path / CHECKPOINT, scoring, search)
-    inputs = {"train": trained.content}
-    return _embed(root, source, config, "fused", settings, inputs, work, on_part, search)
 
 
 def _embed(
@@ -187,8 +226,10 @@ def _embed(
     make: Make,
     on_part: OnPart | None,
     search: SeedSearch | None,
+    shards: list[str] | None = None,
+    dealt: Mapping[str, int] | None = None,
 ) -> Stage | None:
-    shards = source.shards_of(config.split)
+    shards = source.shards_of(config.split) if shards is None else shards
     if not shards:
         splits = sorted(set(sample_ids.texts(source.index["split"])))
         raise ValueError(f"no clip is in split {config.split!r}: the data set has {splits}")
@@ -218,6 +259,7 @@ def _embed(
             for shard in shards
         ],
         share=config.share,
+        dealt=dealt,
         processes=config.processes,
         revision=REVISION,
         on_part=on_part,
@@ -267,17 +309,30 @@ def _embed_fused_shard(
 ) -> Counts:
     torch.set_num_threads(config.threads)
     checkpoint = load_checkpoint(path, source.identities)
-    table, rows, quarantine = source.shard(shard, scoring.only)
-    predictions = predict(
+    score = partial(
+        predict,
         checkpoint.model.to(device_of(config.accelerator, "embed.accelerator")),
-        table,
-        rows,
         inputs=scoring.inputs,
         seed=scoring.seed,
         dropout_samples=scoring.dropout_samples,
         calibration=Calibration.of(checkpoint),
     )
     tasks = checkpoint.model.tasks
+    return _write_fused(source, config, scoring.only, score, tasks, search, shard, output)
+
+
+def _write_fused(
+    source: TokenSource,
+    config: EmbedConfig,
+    only: IdArray | None,
+    score: Predict,
+    tasks: list[str],
+    search: SeedSearch | None,
+    shard: str,
+    output: Path,
+) -> Counts:
+    table, rows, quarantine = source.shard(shard, only)
+    predictions = score(table, rows)
     clips = prediction_columns(_clips(table, rows), tasks, predictions)
     clips = _logit_columns(clips, tasks, predictions)
     embedding = predictions.embedding

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
-from vlmae.callbacks import AnotherWorld, SaveForResume
+from vlmae.callbacks import AnotherWorld, BetweenEpochs, SaveForResume
 from vlmae.data.loader import ClipLoader
 from vlmae.module import VlmaeModule
 from vlmae.preemption import Preempted, StopAtBoundary, StopFlag
@@ -43,6 +43,7 @@ def fit(
     save_every: int,
     resume_from: str | None = None,
     towers: Towers | None = None,
+    save_also: Callable[[], bool] | None = None,
 ) -> None:
     """Train from the start or from the latest save to the end. Collective: all ranks call it.
 
@@ -58,12 +59,13 @@ def fit(
         save_every: steps between two saves; 0 only saves when told to stop.
         resume_from: folder of a save to go on from where `saves` has none yet.
         towers: what the model's tuned blocks are copies of, to be compared with; None for no check.
+        save_also: see `SaveForResume`.
 
     Raises:
         ValueError: the save is of another training, or cannot be loaded.
         Preempted: a signal came, and all ranks have saved.
     """
-    saver = SaveForResume(saves, now, save_every)
+    saver = SaveForResume(saves, now, save_every, save_also)
     callbacks: list[Callback] = [saver, StopAtBoundary(flag, saver)]
     if towers is not None:
         callbacks.append(_Pretrained(towers))
@@ -71,7 +73,7 @@ def fit(
     path = None
     if start is not None:
         path, moment = start
-        callbacks.append(AnotherWorld(moment, now))
+        callbacks += [AnotherWorld(moment, now), BetweenEpochs(loader)]
     try:
         trainer = make_trainer(callbacks)
         trainer.fit(module, loader, validation, ckpt_path=path, weights_only=True)

@@ -15,6 +15,7 @@ from lsb.artifact import fingerprint
 from vlmae.data.batches import Batch, ClipBatch
 from vlmae.data.decode import Clip
 from vlmae.data.token_table import widths
+from vlmae.growing.clock import EpochClock
 from vlmae.model import Output, VlmaeModel
 from vlmae.objectives import Objective
 from vlmae.optimizers import OptimizerConfig, build_optimizer
@@ -42,6 +43,7 @@ class VlmaeModule(LightningModule):
         share: micro-batches in a step of the optimiser, over ranks and accumulation.
         checkpoint_blocks: recompute the tuned blocks in the backward pass.
         target_precision: of the recall that validation logs.
+        clock: of a training that grows (`vlmae.growing`); `total_steps` are those planned.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class VlmaeModule(LightningModule):
         share: int = 1,
         checkpoint_blocks: bool = False,
         target_precision: float = 0.8,
+        clock: EpochClock | None = None,
     ) -> None:
         super().__init__()
         # Saves lack the frozen weights (contract 7); `on_load_checkpoint` looks for the others.
@@ -69,7 +72,7 @@ class VlmaeModule(LightningModule):
             self._build = model
         self.objective, self.optimizer_config = objective, optimizer
         self.validation = ValidationMetrics(objective, target_precision)
-        self.total_steps, self.seed = total_steps, seed
+        self.total_steps, self.seed, self.clock = total_steps, seed, clock
         self.tuning, self.share = dict(tuning or {}), share
         # In a tuple it is no submodule: frozen weights are never saved (contract 7).
         self._towers = (towers,)
@@ -192,5 +195,6 @@ class VlmaeModule(LightningModule):
             self.tuning,
             self.total_steps,
             extra=self.objective,
+            clock=self.clock,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vlmae.growing.clock import EpochClock
 from vlmae.tuning import TowerTuning
 
 NAMES = ("adamw", "sgd")
@@ -83,6 +84,7 @@ def build_optimizer(
     total_steps: int,
     *,
     extra: nn.Module | None = None,
+    clock: EpochClock | None = None,
 ) -> tuple[Optimizer, LambdaLR]:
     """The optimiser over the trainable parameters, and its schedule in steps.
 
@@ -93,8 +95,9 @@ def build_optimizer(
         model: a `VlmaeModel`.
         config: rates, decay, warm-up.
         tuning: tower -> how it trains; the model's own rate for a tower that is not named.
-        total_steps: of the training.
+        total_steps: of the training, as planned.
         extra: the objective, which may have parameters (learned task weights); never decayed.
+        clock: of a training whose epochs change their length; None counts steps.
 
     Raises:
         ValueError: nothing trains, or a parameter has no dimension.
@@ -105,28 +108,36 @@ def build_optimizer(
     else:
         optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     warmup = int(config.warmup * total_steps)
+    clock = clock or EpochClock(max(1, total_steps))
     scales: list[Callable[[int], float]] = []
     for index, group in enumerate(groups):
         tower = tuning.get(group["name"].removesuffix(NO_DECAY))
         start = int(tower.unfreeze * total_steps) if tower is not None else 0
         young = start > 0 and config.name == "adamw"
-        scales.append(_schedule(start, warmup, total_steps, young))
+        scales.append(_schedule(start, warmup, total_steps, young, clock))
         if start:
             _zero_while_waiting(optimizer, index)
     return optimizer, LambdaLR(optimizer, scales)
 
 
-def _schedule(start: int, warmup: int, total: int, young: bool) -> Callable[[int], float]:
-    """Factor of a group's rate in each step: warm-up from `start`, and a cosine over all steps."""
+def _schedule(
+    start: int, warmup: int, total: int, young: bool, clock: EpochClock
+) -> Callable[[int], float]:
+    """Factor of a group's rate in each step: warm-up from `start`, and a cosine over all steps.
 
-    def scale(step: int) -> float:
+    All but the step itself is in planned steps.
+    """
+
+    def scale(count: int) -> float:
+        step = clock.planned_step(count)
         age = step - start
         if age < 0:
             return 0.0
         value = (age + 1) / (warmup + 1) if age < warmup else 1.0
         if step >= warmup:
             value *= 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-        return value * _young(age + 1, step + 1) if young else value
+        # Averages count real steps.
+        return value * _young(count - clock.step_of(start) + 1, count + 1) if young else value
 
     return scale
 

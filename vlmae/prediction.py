@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,10 @@ from vlmae.data.batches import CachedClips
 from vlmae.data.token_source import CachedTokens, TokenSource
 from vlmae.data.token_table import Rows, TokenTable
 from vlmae.model import Output, VlmaeModel
+from vlmae.tokens import Tokens
 
 FloatArray = npt.NDArray[np.float32]
+Forward = Callable[[Mapping[str, Tokens]], Output]
 BATCH_SIZE = 128
 ARRAYS = ("logits", "vl_logits", "audio_logits", "embedding", "dropout_logits")
 
@@ -69,6 +71,7 @@ def predict(
     dropout_samples: int = 0,
     batch_size: int = BATCH_SIZE,
     calibration: Calibration | None = None,
+    forward: Forward | None = None,
 ) -> Predictions:
     """Predictions for rows of a table, batched in the order given.
 
@@ -81,24 +84,29 @@ def predict(
         dropout_samples: T, passes with dropout (Gal and Ghahramani 2016, arXiv 1506.02142).
         batch_size: clips at a time.
         calibration: of the checkpoint; a sigmoid if None.
+        forward: what to call with the tokens instead of `model`, whose parameters it uses; it is
+            called once a batch and once more for each of the passes with dropout.
     """
     calibration = calibration or Calibration()
+    call: Forward = forward or model
     tasks = len(model.tasks)
     clips = CachedClips(table, rows, np.full((len(rows), tasks), -1, np.int8), inputs, seed)
     columns: dict[str, list[FloatArray]] = {name: [] for name in ARRAYS}
     model.eval()
     device = next(model.parameters()).device
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    # ZeRO-3 keeps tensors of a forward pass that a later backward pass may use.
+    quiet = torch.inference_mode() if forward is None else torch.no_grad()
+    with quiet, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for start in range(0, len(clips), batch_size):
             numbers = np.arange(start, min(start + batch_size, len(clips)))
             batch = clips.batch(numbers).to(device)
-            output: Output = model(batch.streams)
+            output = call(batch.streams)
             samples = torch.zeros(len(numbers), tasks, dropout_samples)
             if dropout_samples:
                 _only_dropout(model)
                 for sample in range(dropout_samples):
-                    samples[..., sample] = model(batch.streams).logits.float().cpu()
+                    samples[..., sample] = call(batch.streams).logits.float().cpu()
                 model.eval()
             for name, column in columns.items():
                 values = samples if name == "dropout_logits" else getattr(output, name)
@@ -107,6 +115,11 @@ def predict(
         return _no_predictions(model, calibration, dropout_samples)
     arrays = {name: np.concatenate(column) for name, column in columns.items()}
     return Predictions(**arrays, calibration=calibration)
+
+
+def forward_passes(clips: int, dropout_samples: int, batch_size: int = BATCH_SIZE) -> int:
+    """How often `predict` calls the model for so many clips."""
+    return -(-clips // batch_size) * (1 + dropout_samples)
 
 
 def predict_clips(

@@ -48,6 +48,8 @@ from vlmae.part_keys import new_key
 
 LOCK = ".takedown.lock"
 REMAKE = ".remake"
+# Vectors of a killed training that was expanding; without these clips it is another training.
+EXPANDING = "train-*.partial/.scratch-*/growing/*/*.partial"
 # Tables of a finished training with the ids of clips that shaped its checkpoint.
 TRAINED_ON = ("training_set.parquet", "validation.parquet")
 
@@ -219,6 +221,8 @@ def _redact(root: Path, found: Takedown) -> None:
     """Take the clips out, sources before what was made from them."""
     for _, path in _folders(root, PARTIAL):
         drop_parts(path, found.held.get(path.name, ()))
+    for path in root.glob(EXPANDING):
+        shutil.rmtree(path)
     made: dict[str, list[Mapping[str, Any]]] = {}
     sharing = _Sharing()
     for kind, path in _folders(root):

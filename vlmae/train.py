@@ -22,6 +22,7 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import TokenSource, open_source
 from vlmae.data.whitening import whiten
+from vlmae.growing.settings import growing_of
 from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
 from vlmae.parameter_counts import part_table
@@ -79,6 +80,7 @@ def _train(values: dict[str, Any], ranks: Ranks) -> None:
             ranks=ranks,
             logs=root.parent / "logs",
             logger=build("logger", LoggerConfig, values["logger"]),
+            growing=growing_of(values, tasks),
         ),
     )
     if ranks.first:

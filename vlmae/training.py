@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, scratch
@@ -30,6 +31,15 @@ from vlmae.data.tombstones import without_tombstones
 from vlmae.data.whitening import read_whitening
 from vlmae.devices import device_of
 from vlmae.fitting import fit, hint_at_others, resumed_moment
+from vlmae.growing.callback import GrowBetweenEpochs
+from vlmae.growing.clock import EpochClock
+from vlmae.growing.config import Growing
+from vlmae.growing.kept import (
+    expansion_names,
+    keep_expansions,
+    remember_rounds,
+    require_growable,
+)
 from vlmae.loggers import LoggerConfig, build_loggers, close_loggers
 from vlmae.metrics import choose_threshold
 from vlmae.model import VlmaeModel
@@ -44,7 +54,7 @@ from vlmae.saves import Moment, Saves
 from vlmae.strategy import StrategyConfig, process_group, whole_state
 from vlmae.towers import build_towers
 from vlmae.trainer import TrainConfig, build_trainer
-from vlmae.training_data import known_bad, training_loader, validation_clips, with_places
+from vlmae.training_data import known_bad, training_loader, training_set, validation_clips
 from vlmae.tuning import tuning_config
 
 QUARANTINE = "quarantine.parquet"
@@ -75,6 +85,7 @@ class Training:
         ranks: the processes that train together.
         logs: folder of all logs, or None to write none; changes no result.
         logger: what is logged where.
+        growing: how the training set grows between epochs, or None.
     """
 
     source: TokenSource
@@ -91,6 +102,7 @@ class Training:
     ranks: Ranks = field(default_factory=Ranks)
     logs: Path | None = None
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    growing: Growing | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -108,7 +120,8 @@ def train(root: Path, training: Training) -> Stage:
     Returns:
         A stage with checkpoint.safetensors, training_set.parquet (the manifest: ids, labels,
         weights, sources, byte ranges), validation.parquet (the validation clips with their
-        predictions), quarantine.parquet and history.csv.
+        predictions), quarantine.parquet and history.csv; and, of a training that grows, the files
+        of each expansion (`vlmae.growing.kept`).
 
     Raises:
         ValueError: no labelled clip can be decoded, too few for one step, or too many are bad.
@@ -145,6 +158,9 @@ def train(root: Path, training: Training) -> Stage:
             "validation": labels_fingerprint(training.validation, training.tasks),
         },
     }
+    if training.growing is not None:
+        require_growable(training)
+        made_of["config"]["growing"] = training.growing.hashed()
     identity = _identity(made_of)
 
     def make(work: Any) -> Stage:
@@ -158,7 +174,7 @@ def train(root: Path, training: Training) -> Stage:
                 **({} if resumed is None else {"resumed": asdict(resumed)}),
             },
             inputs=made_of["inputs"],
-            parts=[Part("model", FILES, work)],
+            parts=[Part("model", (*FILES, *expansion_names(training)), work)],
             revision=3,
         )
 
@@ -166,7 +182,7 @@ def train(root: Path, training: Training) -> Stage:
 
     def work(output: Path) -> Counts:
         with process_group(training.strategy):
-            return _fit(root, training, weighted, output, identity, flag)
+            return _fit(root, training, output, identity, flag)
 
     # From here until the stage is whole: a signal while models are loaded stops at the first step,
     # one behind the last step is only noted.
@@ -181,6 +197,8 @@ def train(root: Path, training: Training) -> Stage:
         flag.ignore()
         raise
     flag.ignore()
+    if training.ranks.first:
+        remember_rounds(stage, training)
     return stage
 
 
@@ -227,47 +245,36 @@ def _require_agreement(identity: str) -> None:
         )
 
 
-def _fit(
-    root: Path,
-    training: Training,
-    labelled: pa.Table,
-    output: Path,
-    identity: str,
-    flag: StopFlag,
-) -> Counts:
+def _fit(root: Path, training: Training, output: Path, identity: str, flag: StopFlag) -> Counts:
     """Train on all ranks; the first writes the files."""
     config, tasks, source = training.config, training.tasks, training.source
     _require_agreement(identity)
-    asked = labelled
-    labelled = in_source(labelled, source)
-    if labelled.num_rows == 0:
-        raise ValueError(
-            f"none of the {asked.num_rows} labelled clips can be decoded: label clips of this data "
-            "set"
-        )
+    held = training_set(training, training.labelled)
     torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, verbose=False)
     objective = build_objective(training.objective, tasks)
-    for table in (labelled, training.validation):
+    for table in (held.labelled, training.validation):
         objective.check(torch.from_numpy(label_matrix(table, tasks)))
-    manifest = with_places(labelled, source.index)
-    loader = training_loader(training, manifest, objective)
+    loader = training_loader(training, held.manifest, objective)
+    # Lightning counts steps of the optimiser, the loader those of micro-batches.
+    clock = EpochClock(loader.order.steps() // config.accumulate)
     # Built before the model is: where weights are sharded as they are made, these must not be.
     towers = build_towers(source.towers["vl"], source.towers["audio"])
     module = VlmaeModule(
         partial(_fresh_model, training),
         objective,
         training.optimizer,
-        config.epochs * loader.order.steps() // config.accumulate,
+        config.epochs * clock.planned,
         towers if isinstance(source, LiveTokens) else None,
         config.seed,
         tuning=tuning_config(training.model.get("tuning")),
         share=loader.order.per_step,
         checkpoint_blocks=config.checkpoint_blocks,
         target_precision=config.target_precision,
+        clock=clock,
     )
     history = History()
-    quarantine = Quarantine(labelled.num_rows, training.skip_limit)
+    quarantine = Quarantine(held.labelled.num_rows, training.skip_limit)
     loggers = _loggers(training, output)
     callbacks: list[Callback] = [history, quarantine]
     best = _best(training, output)
@@ -275,6 +282,20 @@ def _fit(
         callbacks.append(best)
     if config.trace:
         callbacks.append(Trace(Path(config.trace)))
+    grower = None
+    if training.growing is not None:
+        grower = GrowBetweenEpochs(
+            scratch(output) / "growing",
+            training,
+            identity,
+            objective=objective,
+            loader=loader,
+            clock=clock,
+            quarantine=quarantine,
+            flag=flag,
+            write_checkpoint=partial(_write_grown_checkpoint, training),
+        )
+        callbacks.append(grower)
 
     def make_trainer(more: Sequence[Callback]) -> Trainer:
         return build_trainer(
@@ -290,7 +311,7 @@ def _fit(
 
     saves = Saves(scratch(output) / "saves", config.keep_saves)
     now = Moment(identity, 0, training.ranks.size, config.accumulate, training.strategy.name)
-    if config.resume_from is None:
+    if config.resume_from is None and grower is None:
         hint_at_others(root, saves, now)
     failed = True
     try:
@@ -305,6 +326,7 @@ def _fit(
             save_every=config.save_every_steps,
             resume_from=config.resume_from,
             towers=towers if len(towers.suffix_modules()) else None,
+            save_also=None if grower is None else grower.follows,
         )
         failed = False
     finally:
@@ -316,15 +338,20 @@ def _fit(
         return {}
     if best is not None:
         state = best.state()
-    bad = pa.concat_tables([bad, known_bad(asked, source)])
+    if grower is not None:
+        held = grower.training_set
+        keep_expansions(grower.expansions, output)
+    bad = pa.concat_tables([bad, known_bad(held.asked, source)])
     write_history(output / "history.csv", losses)
     pq.write_table(bad, output / QUARANTINE)
-    pq.write_table(manifest, output / "training_set.parquet")
+    pq.write_table(held.manifest, output / "training_set.parquet")
     model = _fresh_model(training)
     model.load_state_dict(state)
-    _write_checkpoint(training, model, labelled, output)
-    usable = asked.num_rows - bad.num_rows
+    _write_checkpoint(training, model, held.labelled, output)
+    usable = held.asked.num_rows - bad.num_rows
     counts = {"labels": usable, "labels skipped": bad.num_rows, **part_counts(model)}
+    if grower is not None:
+        counts["labels added"] = held.asked.num_rows - training.labelled.num_rows
     return counts if best is None else {**counts, "best epoch": best.epoch}
 
 
@@ -349,6 +376,15 @@ def _fresh_model(training: Training) -> VlmaeModel:
         model = build_model(training.model, training.source.towers)
     model.set_whitening(read_whitening(training.whitened))
     return model
+
+
+def _write_grown_checkpoint(
+    training: Training, state: Mapping[str, Tensor], labelled: pa.Table, output: Path
+) -> None:
+    """The checkpoint by which an expansion chooses, see `vlmae.growing.expansion`."""
+    model = _fresh_model(training)
+    model.load_state_dict(state)
+    _write_checkpoint(training, model, training_set(training, labelled).labelled, output)
 
 
 def _write_checkpoint(

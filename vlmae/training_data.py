@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from lsb import ids as sample_ids
 from lsb.ids import IdArray
 from vlmae.data.batches import CachedClips, LiveClips
 from vlmae.data.encode import QUARANTINE_SCHEMA
-from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint
+from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint, with_weights
 from vlmae.data.loader import ClipLoader
 from vlmae.data.order import BatchOrder
 from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, in_source
@@ -24,6 +25,42 @@ if TYPE_CHECKING:
     from vlmae.training import Training
 
 PLACE = ("split", "shard", "offset", "size", "duration_s")
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The clips of a training, all by id.
+
+    Attributes:
+        asked: all that are labelled, with their weights.
+        labelled: those of them that can be decoded, as far as the source knows.
+        manifest: the same, with where each lies.
+    """
+
+    asked: pa.Table
+    labelled: pa.Table
+    manifest: pa.Table
+
+
+def training_set(training: Training, labelled: pa.Table) -> TrainingSet:
+    """The training set of some labels, see `vlmae.data.labels`.
+
+    Raises:
+        ValueError: no clip can be decoded, or one is not in the data set.
+    """
+    asked = with_weights(
+        labelled,
+        training.tasks,
+        positive_weight=training.loader.positive_weight,
+        new_weight=training.loader.new_weight,
+    )
+    usable = in_source(asked, training.source)
+    if usable.num_rows == 0:
+        raise ValueError(
+            f"none of the {asked.num_rows} labelled clips can be decoded: label clips of this data "
+            "set"
+        )
+    return TrainingSet(asked, usable, with_places(usable, training.source.index))
 
 
 def with_places(labelled: pa.Table, index: pa.Table) -> pa.Table:

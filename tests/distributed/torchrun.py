@@ -22,7 +22,8 @@ def start_script(name: str, folder: Path, ranks: int = 1) -> subprocess.Popen[st
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": str(HERE.parent),  # where helpers of all tests lie
+            # This checkout, whichever is installed, and where helpers of all tests lie.
+            "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE.parent))),
         },
     )
 

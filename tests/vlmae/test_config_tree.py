@@ -51,7 +51,8 @@ def test_every_option_composes_and_is_accepted(option: str) -> None:
         with pytest.raises(ValueError, match="no truth for the simulated annotator"):
             composed(option)
         return
-    settings = composed(option)
+    # A training that grows stands in for the rounds.
+    settings = composed(option, *(["rounds=0"] if option == "growing=every" else []))
     assert settings.tasks
     if group == "arm":
         assert settings.arm == name

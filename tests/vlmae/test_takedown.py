@@ -84,6 +84,20 @@ def test_nothing_of_the_clip_remains_and_every_other_clip_does(world: World, mad
         assert one.rows().equals(other.take(one.ids, list(other.columns)))
 
 
+def test_vectors_of_a_killed_expansion_are_gone_and_what_it_asked_before_stays(
+    world: World,
+) -> None:
+    growing = world.root / "train-0123.partial" / ".scratch-model-ab" / "growing" / "epoch-0004"
+    stores = growing / "grow-01.partial" / ".scratch-expansion-ab" / "embed-01.partial"
+    whole = growing.with_name("epoch-0002") / "grow-02"
+    for folder in (stores, whole):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"of clips")
+    take_down(world.runs, [world.victim], reason="asked by its owner")
+    assert not stores.exists()
+    assert (whole / "file").is_file()
+
+
 def test_counts_are_those_of_the_clips_that_are_left(world: World, made: World) -> None:
     take_down(world.runs, [world.victim], reason="x")
     truth = read_truth(world.stage(world.data))

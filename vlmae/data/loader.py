@@ -137,6 +137,32 @@ class ClipLoader:
             yield made
         self._turn()
 
+    def grow(self, other: ClipLoader) -> None:
+        """Go on with the clips of another loader of the same rank, from the next epoch on.
+
+        The epochs keep their numbers. Workers, which are ahead with the clips of before, end.
+
+        Raises:
+            ValueError: an epoch has begun and is not over.
+        """
+        if self._consumed and self.order.steps(self._consumed) == 0:
+            self._turn()
+        if self._consumed:
+            raise ValueError(
+                f"epoch {self._epoch} is under way, {self._consumed} batches of it are gone: a "
+                "training set grows between epochs only"
+            )
+        self.close()
+        self.source, self.order = other.source, other.order
+        self._data, self._terms = other._data, other._terms
+
+    @property
+    def next_epoch(self) -> int | None:
+        """Number of the epoch that begins next; None in the midst of one."""
+        if not self._consumed:
+            return self._epoch
+        return self._epoch + 1 if self.order.steps(self._consumed) == 0 else None
+
     def close(self) -> None:
         """End the workers; iterating again starts new ones at the cursor."""
         # torch ends them when nothing refers to the iterator: after an error its traceback does.

@@ -60,6 +60,9 @@ class TokenSource(Protocol):
     def shards_of(self, split: str) -> list[str]:
         """Names of the shards that hold a split, in order."""
 
+    def ids_of(self, shard: str) -> IdArray:
+        """Ids of the clips of a shard, as far as `index` has them; nothing is decoded."""
+
     def shard_key(self, shard: str) -> str:
         """Hash of what determines the tokens of one shard."""
 
@@ -99,6 +102,11 @@ class CachedTokens:
             if name in held
             or (name.rsplit("-", 1)[0] == split and not len(self.cache.rows_of_shard(name)))
         ]
+
+    def ids_of(self, shard: str) -> IdArray:
+        """See `TokenSource`."""
+        ids: IdArray = self.cache.ids[self.cache.rows_of_shard(shard)]
+        return ids
 
     def shard_key(self, shard: str) -> str:
         """See `TokenSource`."""
@@ -150,6 +158,10 @@ class LiveTokens:
             for name, index in self._indexes.items()
             if split in set(index["split"].to_pylist())
         ]
+
+    def ids_of(self, shard: str) -> IdArray:
+        """See `TokenSource`."""
+        return sample_ids.from_arrow(self._indexes[shard]["id"])
 
     def shard_key(self, shard: str) -> str:
         """See `TokenSource`."""

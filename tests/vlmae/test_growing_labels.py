@@ -1,0 +1,123 @@
+"""Labels of an expansion: from an annotator at once, from a ledger as people answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lsb.annotate import annotation_table
+from lsb.annotate.oracle import Oracle
+from lsb.ids import IdArray, sample_id, sample_ids, to_arrow
+from lsb.labelled import LABEL
+from lsb.ledger import Ledger, Round
+from lsb.selection import CHOSEN
+from vlmae.growing.callback import with_rows
+from vlmae.growing.labels import FromAnnotator, FromLedger, label_columns
+
+TASKS = ["relevance", "unsafe"]
+NOBODY: IdArray = sample_ids([])
+
+
+def candidates(*keys: str) -> pa.Table:
+    rows = [
+        {"id": sample_id(key), "key": key, "rank": rank, "reason": "acquisition"}
+        for rank, key in enumerate(keys, 1)
+    ]
+    return pa.Table.from_pylist(rows, schema=CHOSEN)
+
+
+def a_round(number: int, checkpoint: str = "weights") -> Round:
+    return Round(number, "entropy", checkpoint, "store")
+
+
+@pytest.fixture
+def oracle() -> Oracle:
+    keys = [f"clip-{number}" for number in range(6)]
+    columns = {"id": to_arrow(sample_ids(keys)), LABEL + "relevance": [0, 1, 0, 1, 0, 1]}
+    return Oracle(pa.table({**columns, LABEL + "unsafe": pa.array([1, None, 0, 0, 1, 0])}))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_annotator_answers_at_once(tmp_path: Path, oracle: Oracle, kept: bool) -> None:
+    place = str(tmp_path / "ledger.sqlite") if kept else None
+    source = FromAnnotator(oracle, "truth", place)
+    asked = candidates("clip-5", "clip-1")
+    for _ in range(2):  # a training that was killed asks again
+        labels = source.labels(a_round(3), asked, NOBODY, TASKS)
+        assert labels.schema == label_columns(TASKS)
+        rows = sorted(
+            (r["key"], r[LABEL + "relevance"], r[LABEL + "unsafe"]) for r in labels.to_pylist()
+        )
+        assert rows == [("clip-1", 1, None), ("clip-5", 1, 0)]
+        assert set(labels["round"].to_pylist()) == {3}
+        assert set(labels["source"].to_pylist()) == {"oracle"}
+    assert labels["id"].to_pylist() == sorted(labels["id"].to_pylist())
+    assert (tmp_path / "ledger.sqlite").is_file() == kept
+    if kept:
+        with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+            assert [held.round for held in ledger.rounds()] == [3]
+            assert ledger.training_set()["key"].to_pylist() == labels["key"].to_pylist()
+        with pytest.raises(ValueError, match="checkpoint_hash"):
+            source.labels(a_round(3, "others"), asked, NOBODY, TASKS)
+
+
+def test_a_round_whose_ledger_is_lost_is_remembered(tmp_path: Path, oracle: Oracle) -> None:
+    place = tmp_path / "ledger.sqlite"
+    source = FromAnnotator(oracle, "truth", str(place))
+    asked = candidates("clip-2")
+    source.labels(a_round(1), asked, NOBODY, TASKS)
+    place.unlink()
+    for _ in range(2):
+        source.remember(a_round(1), asked, TASKS)
+    with Ledger.open(place, create=False) as ledger:
+        assert ledger.training_set()["key"].to_pylist() == ["clip-2"]
+
+
+def test_a_ledger_gives_what_people_have_answered_by_then(tmp_path: Path) -> None:
+    place = str(tmp_path / "ledger.sqlite")
+    source = FromLedger(place)
+    asked = candidates("clip-0", "clip-1")
+    assert source.labels(a_round(1), asked, NOBODY, TASKS).num_rows == 0
+    with Ledger.open(place) as ledger:
+        assert {row["key"] for row in ledger.candidacies()} == {"clip-0", "clip-1"}
+        for key, label in (("clip-1", 1), ("clip-9", 0)):  # the other was asked by somebody else
+            answer = ([sample_id(key)], [key], ["unsafe"], [label])
+            told = annotation_table(*answer, source="human", labeller="ann")
+            ledger.import_annotations(1, told)
+    pending = sample_ids(["clip-0", "clip-1"])
+    late = source.labels(a_round(2), candidates("clip-3"), pending, TASKS)
+    assert late.to_pylist() == [
+        {
+            "id": sample_id("clip-1"),
+            "key": "clip-1",
+            "round": 2,
+            LABEL + "relevance": None,
+            LABEL + "unsafe": 1,
+            "source": "human",
+        }
+    ]
+    (tmp_path / "ledger.sqlite").unlink()
+    source.remember(a_round(1), asked, TASKS)
+    with Ledger.open(place) as ledger:
+        assert len(ledger.candidacies()) == 2
+
+
+def test_new_rows_take_the_columns_of_the_training_set() -> None:
+    ids = to_arrow(sample_ids(["a", "b"]))
+    base = pa.table({"id": ids, "key": ["a", "b"], LABEL + "unsafe": pa.array([1, 0], pa.int64())})
+    base = base.append_column("weight", pa.array([2.0, 1.0])).append_column(
+        "source", pa.array(["human"] * 2)
+    )
+    row = {"id": sample_id("c"), "key": "c", "round": 4, LABEL + "unsafe": 1, "source": "oracle"}
+    new = pa.Table.from_pylist([row], schema=label_columns(["unsafe"]))
+    joined = with_rows(base, new)
+    assert joined["round"].to_pylist() == [0, 0, 4]
+    assert joined["weight"].to_pylist() == [2.0, 1.0, None]
+    assert joined[LABEL + "unsafe"].to_pylist() == [1, 0, 1]
+    assert joined["source"].to_pylist() == ["human", "human", "oracle"]
+    with pytest.raises(ValueError, match="'c'"):
+        with_rows(joined, new)
+    assert np.array_equal(with_rows(joined, new.slice(0, 0))["key"], joined["key"])

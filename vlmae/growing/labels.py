@@ -1,0 +1,144 @@
+"""Where the labels of an expansion come from: an annotator that answers at once, or a ledger.
+
+Both write the round into the ledger (contract 5: rounds, candidates and labels live there); asking
+again for the same candidates changes nothing in it, so that a training that was killed while it
+asked may ask again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from lsb.annotate import SOURCES, Annotator
+from lsb.ids import ID_TYPE, IdArray, from_arrow, texts, to_bytes
+from lsb.labelled import LABEL
+from lsb.ledger import Ledger, MergeConfig, Round
+
+TRAINING_SOURCES = tuple(source for source in SOURCES if source != "gold")
+
+
+class LabelSource(Protocol):
+    """Gives labels to the candidates of an expansion."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it changes results; JSON-like."""
+
+    def labels(
+        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+    ) -> pa.Table:
+        """Labels that are there now; the first rank calls it.
+
+        Args:
+            record: the round that asks.
+            candidates: schema `lsb.selection.CHOSEN`.
+            pending: ids of earlier candidates of this training that have no label yet.
+            tasks: to judge.
+
+        Returns:
+            `label_columns(tasks)`, one row for each candidate or pending clip with a label, by id.
+        """
+
+    def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
+        """Record a round that was finished before, in case its ledger has been lost."""
+
+
+def label_columns(tasks: Sequence[str]) -> pa.Schema:
+    """id, key, round, `label_<task>` for every task, source."""
+    fields: dict[str, pa.DataType] = {"id": ID_TYPE, "key": pa.string(), "round": pa.int32()}
+    fields |= {LABEL + task: pa.int8() for task in tasks}
+    return pa.schema({**fields, "source": pa.string()})
+
+
+@dataclass(frozen=True)
+class FromAnnotator:
+    """Labels of an annotator that answers at once.
+
+    Attributes:
+        annotator: e.g. `lsb.annotate.oracle.Oracle`.
+        answers: what its answers are known by, e.g. the hash of the truth.
+        ledger: path or URL to record rounds in, or None.
+    """
+
+    annotator: Annotator
+    answers: str
+    ledger: str | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `LabelSource`."""
+        return {"annotator": self.annotator.name, "answers": self.answers}
+
+    def labels(
+        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+    ) -> pa.Table:
+        """See `LabelSource`. What it leaves unanswered it has no answer to."""
+        annotations = self._asked(candidates, tasks)
+        if self.ledger is not None:
+            with Ledger.open(self.ledger) as ledger:
+                ledger.record_round(record, candidates, annotations)
+        rows: dict[bytes, dict[str, Any]] = {}
+        for answer in annotations.to_pylist():
+            clip = {"id": answer["id"], "key": answer["key"], "round": record.round}
+            row = rows.setdefault(answer["id"], {**clip, "source": answer["source"]})
+            row[LABEL + answer["task"]] = answer["label"]
+        return pa.Table.from_pylist(
+            [rows[name] for name in sorted(rows)], schema=label_columns(tasks)
+        )
+
+    def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
+        """See `LabelSource`."""
+        if self.ledger is not None:
+            with Ledger.open(self.ledger) as ledger:
+                ledger.record_round(record, candidates, self._asked(candidates, tasks))
+
+    def _asked(self, candidates: pa.Table, tasks: Sequence[str]) -> pa.Table:
+        ids, keys = from_arrow(candidates["id"]), texts(candidates["key"])
+        return self.annotator.annotate(ids, keys, tasks)
+
+
+@dataclass(frozen=True)
+class FromLedger:
+    """Labels that people, or a program of theirs, write into a ledger while the training runs.
+
+    An expansion records its candidates, which is what they are asked, and takes the answers that
+    are there; later ones join with the next expansion.
+
+    Attributes:
+        ledger: path or URL.
+        merge: how the answers of several annotators become one label.
+    """
+
+    ledger: str
+    merge: MergeConfig = field(default_factory=MergeConfig)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `LabelSource`: the answers are recorded with each expansion."""
+        return {"merge": asdict(self.merge)}
+
+    def labels(
+        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+    ) -> pa.Table:
+        """See `LabelSource`."""
+        with Ledger.open(self.ledger) as ledger:
+            ledger.record_round(record, candidates, None)
+            ledger.adjudicate(self.merge)
+            known = ledger.training_set(sources=TRAINING_SOURCES)
+        wanted = set(to_bytes(pending)) | set(to_bytes(from_arrow(candidates["id"])))
+        names = label_columns(tasks).names
+        rows = []
+        for row in known.to_pylist():
+            kept = {name: row.get(name) for name in names} | {"round": record.round}
+            if row["id"] in wanted and any(kept[LABEL + task] is not None for task in tasks):
+                rows.append(kept)
+        return pa.Table.from_pylist(rows, schema=label_columns(tasks))
+
+    def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
+        """See `LabelSource`: answers that are gone cannot be remembered, the round can."""
+        with Ledger.open(self.ledger) as ledger:
+            ledger.record_round(record, candidates, None)
