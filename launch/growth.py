@@ -10,26 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from launch.annotation import LABELLING, label_round, record_first_labels
 from launch.expansion import expand_stage, read_threshold
-from launch.recorded import expansion_of, record_without_tombstones, recorded_round
+from launch.recorded import expansion_of, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from launch.shared import Say, Shared, evaluate_stage, of_split, train_stage
-from lsb import ids as sample_ids
 from lsb.annotate import annotation_table
-from lsb.annotate.oracle import Oracle
-from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.artifact import Stage
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
 from lsb.search.faiss_config import FaissConfig
 from lsb.search.faiss_index import build_index, train_index
-from lsb.selection import CHOSEN
 from lsb.store import Store
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.tombstones import without_tombstones
@@ -37,7 +33,6 @@ from vlmae.embedding import EmbedConfig, Scoring, embed_fused
 from vlmae.evaluation import read_metrics
 
 FIRST_ROUND = 0
-LABELLING = "oracle"
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,9 @@ def grow(settings: Settings, shared: Shared, folder: RunFolder, say: Say) -> lis
         brought: _Brought | None = None
         for number in range(settings.rounds + 1):
             clock = _Clock(folder, say, f"{settings.arm}, round {number}")
-            if brought is not None and brought.stage is not None:
-                _annotate(settings, shared, ledger, brought, number, clock)
+            if brought is not None:
+                record = brought.record(settings.arm, number)
+                label_round(settings, shared, ledger, brought.stage, record, clock.run)
             ledger.adjudicate(settings.merge)
             labelled = _labelled(settings, ledger, number)
             trained = clock.run("train", partial(train_stage, settings, shared, labelled, gold))
@@ -123,6 +119,19 @@ class _Brought:
     threshold: dict[str, Any] | None
     counts: dict[str, int]
 
+    def record(self, arm: str, number: int) -> Round:
+        """Of the round, for the ledger."""
+        threshold = self.threshold or {}
+        return Round(
+            number,
+            arm,
+            self.checkpoint,
+            self.store,
+            threshold.get("value"),
+            threshold.get("precision"),
+            threshold.get("pairs"),
+        )
+
 
 class _Clock:
     """Runs stages of one round, keeps their seconds and says what begins."""
@@ -141,9 +150,6 @@ class _Clock:
 def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> None:
     """Round 0: the first labels by the annotator, and gold labels that no training sees."""
     first, gold = of_split(shared.truth, "first"), of_split(shared.truth, "gold")
-    answered = _oracle(settings, shared).annotate(
-        sample_ids.from_arrow(first["id"]), sample_ids.texts(first["key"]), settings.tasks
-    )
     keys = gold["key"].to_pylist()
     known = [
         (clip, key, task, label)
@@ -158,21 +164,11 @@ def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> 
     trusted = annotation_table(
         columns[0], columns[1], columns[2], columns[3], source="gold", labeller="gold"
     )
-    record_without_tombstones(
-        settings.stages,
-        ledger,
-        Round(FIRST_ROUND, "first", checkpoint_hash="", store_hash=""),
-        CHOSEN.empty_table(),
-        pa.concat_tables([answered, trusted]),
-    )
-
-
-def _oracle(settings: Settings, shared: Shared) -> Oracle:
-    return Oracle(shared.truth, **settings.oracle)
+    record_first_labels(settings, shared, ledger, first, trusted)
 
 
 def _labelled(settings: Settings, ledger: Ledger, number: int) -> pa.Table:
-    return without_tombstones(settings.stages, ledger.training_set(number, [LABELLING]))
+    return without_tombstones(settings.stages, ledger.training_set(number, LABELLING))
 
 
 def _gold(settings: Settings, ledger: Ledger) -> pa.Table:
@@ -212,7 +208,7 @@ def _expand(
             thresholds=checkpoint.thresholds,
             config=settings.expand,
             round=number,
-            exclude=ledger.labelled_ids(number - 1),
+            exclude=ledger.asked_ids(number - 1),
             index=_index(settings, pool, clock),
         ),
     )
@@ -250,61 +246,6 @@ def _embed(settings: Settings, shared: Shared, trained: Stage, split: str) -> St
     )
     assert stage is not None, "one share of one is the whole store"
     return stage
-
-
-def _annotate(
-    settings: Settings,
-    shared: Shared,
-    ledger: Ledger,
-    brought: _Brought,
-    number: int,
-    clock: _Clock,
-) -> None:
-    """Have a round's candidates labelled and write the round into the ledger."""
-    assert brought.stage is not None, "a recorded round is never asked again"
-    candidates = pq.read_table(brought.stage.path / "candidates.parquet")
-    candidates = without_tombstones(settings.stages, candidates)
-    stage = clock.run(
-        "label",
-        partial(
-            run_stage,
-            settings.stages,
-            "label",
-            config={"oracle": settings.oracle, "tasks": list(settings.tasks)},
-            inputs={"candidates": brought.stage.content, "data": shared.data.content},
-            parts=[
-                Part(
-                    "annotations",
-                    ("annotations.parquet",),
-                    partial(_ask, settings, shared, candidates),
-                )
-            ],
-        ),
-    )
-    threshold = brought.threshold or {}
-    record_without_tombstones(
-        settings.stages,
-        ledger,
-        Round(
-            number,
-            settings.arm,
-            brought.checkpoint,
-            brought.store,
-            threshold.get("value"),
-            threshold.get("precision"),
-            threshold.get("pairs"),
-        ),
-        candidates,
-        pq.read_table(stage.path / "annotations.parquet"),
-    )
-
-
-def _ask(settings: Settings, shared: Shared, candidates: pa.Table, output: Path) -> Counts:
-    annotations = _oracle(settings, shared).annotate(
-        sample_ids.from_arrow(candidates["id"]), sample_ids.texts(candidates["key"]), settings.tasks
-    )
-    pq.write_table(annotations, output / "annotations.parquet")
-    return {"annotations": annotations.num_rows}
 
 
 def _positives(labelled: pa.Table, tasks: tuple[str, ...]) -> dict[str, int]:

@@ -10,6 +10,8 @@ from typing import Any, cast
 from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
+from launch.annotators import NOT_HASHED as ORACLE_NOT_HASHED
+from launch.annotators import OracleConfig, oracle_config
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
@@ -40,6 +42,7 @@ NOT_IDENTITY_OF = {
     "loader": ("workers", "prefetch"),
     "trainer": NOT_HASHED,
     "search": SEARCH_NOT_HASHED,
+    "oracle": ORACLE_NOT_HASHED,
 }
 
 
@@ -51,13 +54,6 @@ KINDS: dict[str, Any] = {
     "arms": list[str],
     "controls": bool,
 }
-
-
-class OracleOptions(TypedDict):
-    """Options of the simulated annotator."""
-
-    noise: float
-    seed: int
 
 
 class WhiteningOptions(TypedDict):
@@ -94,7 +90,7 @@ class Settings:
         logger: what trainings log where.
         evaluate: metrics.
         expand: acquisition, seeds, LT, search, selection.
-        oracle: noise and seed of the simulated annotator.
+        oracle: who labels, see `launch.annotators`.
         merge: how the answers of several annotators become one label.
         identity: the composed config without keys that do not change results.
     """
@@ -121,7 +117,7 @@ class Settings:
     logger: LoggerConfig
     evaluate: EvaluateConfig
     expand: ExpandConfig
-    oracle: OracleOptions
+    oracle: OracleConfig
     merge: MergeConfig
     identity: dict[str, Any]
 
@@ -191,7 +187,7 @@ class Settings:
                 search=_search(values["search"]),
                 selection=build("selection", SelectionConfig, values["selection"]),
             ),
-            oracle=checked("oracle", OracleOptions, values["oracle"]),
+            oracle=oracle_config(values["oracle"]),
             merge=build("ledger", MergeConfig, values["ledger"]),
             identity=_identity(values),
         )
