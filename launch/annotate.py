@@ -97,6 +97,8 @@ def pull(settings: Settings, say: Say) -> None:
         answers: list[Answer]
         refused: list[Refused] = []
         if folder.config.kind == "files":
+            if not folder.answers.is_dir():
+                raise ValueError(f"there is no {folder.answers}: push the round first")
             answers = read_answers(folder.answers, clips, settings.tasks)
         else:
             server = _server(folder.config)
