@@ -20,7 +20,7 @@ from lsb.ledger import Ledger, MergeConfig
 __all__ = ["label_studio"]
 pytestmark = pytest.mark.slow
 TASKS = ("relevance", "clickbait", "unsafe")
-TIMEOUT = 900
+TIMEOUT = 1800  # two minutes on an idle machine, with all of experiment=tiny before it
 
 
 def choices(labels: dict[str, str]) -> list[dict[str, Any]]:
@@ -54,8 +54,8 @@ class Team:
 
 @pytest.mark.timeout(TIMEOUT)
 def test_a_round_is_annotated_merged_and_trained_on(
-    label_studio: LabelStudioServer,
     tiny: TinyRun,
+    label_studio: LabelStudioServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

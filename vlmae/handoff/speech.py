@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -62,6 +63,9 @@ def _detector() -> tuple[Any, Any]:
             f"anonymise.method=remove needs the wheel silero-vad ({error}): pip install --no-deps "
             "-r requirements/encoders.txt"
         ) from error
-    model = load_silero_vad()
+    with warnings.catch_warnings():
+        # It calls what torch and importlib announce to remove.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = load_silero_vad()
     torch.set_num_threads(threads)  # importing it sets them to one for the whole process
     return model, get_speech_timestamps

@@ -13,7 +13,7 @@ import pytest
 
 from lsb.annotate.answers import Answer, first_answers, read_answers, take_answers
 from lsb.annotate.lines import write_lines
-from lsb.ids import sample_id
+from lsb.ids import sample_id, to_hex
 from lsb.ledger import Ledger, Round
 from lsb.selection import CHOSEN
 
@@ -165,6 +165,10 @@ def test_pulling_often_and_once_give_the_same_ledger(ledger: Ledger, tmp_path: P
 def test_what_was_taken_stays(ledger: Ledger) -> None:
     first = [answer("a", labels={"policy": 1}), answer("b", labels={}, skipped=True)]
     taken = take_answers(ledger, 1, first).answers
+    # Whoever was asked about is not asked about again, skipped or not answered at all.
+    assert to_hex(ledger.asked_ids()) == sorted(IDS.values())
+    assert to_hex(ledger.labelled_ids()) == [IDS["a"]]
+    assert len(ledger.asked_ids(0)) == 0
     later = [
         answer("a", labels={"policy": 0, "unsafe": 1}),
         answer("b", minute=9, labels={"policy": 0}),
