@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BENCH_READY := .bench-packages/.ready
+LABEL_STUDIO := .label-studio/venv
+LABEL_STUDIO_READY := .label-studio/.ready
 
 # Worker processes wait without spinning, and every process keeps to the cores it was given.
 export OMP_WAIT_POLICY := passive
@@ -13,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-data bench-search bench-search-full bench-search-scale bench-tuning clean
+.PHONY: help setup demo test check format lock bench bench-data bench-search bench-search-full bench-search-scale bench-tuning label-studio clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -74,6 +76,14 @@ $(BENCH_READY): requirements/bench.txt | $(READY)
 	@mkdir -p $(@D)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $< \
 	  && touch $@ || echo "requirements/bench.txt could not be installed: the tables will say which peer is missing"
+
+label-studio: $(LABEL_STUDIO_READY)  ## a Label Studio server in a virtual environment of its own, for tests and small teams (1 GB)
+
+$(LABEL_STUDIO_READY): requirements/label-studio.txt
+	@echo "installing Label Studio into $(LABEL_STUDIO) (two minutes, once)"
+	@$(PYTHON) -m venv --clear $(LABEL_STUDIO)
+	@$(LABEL_STUDIO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@cp $< $@
 
 clean: $(READY)  ## delete stages that no kept run needs
 	@$(BIN)/python -m launch.clean

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launch.annotation import simulated
 from launch.settings import Settings
 from launch.shared import Shared
-from lsb.annotate.oracle import Oracle
 from vlmae.growing.config import LEDGER, Growing
 from vlmae.growing.labels import FromAnnotator, FromLedger, LabelSource
 
@@ -18,6 +18,9 @@ def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | No
         settings: of the arm.
         shared: data whose truth the simulated annotator knows.
         ledger: of the arm; rounds are recorded there unless `growing.ledger` names another.
+
+    Raises:
+        ValueError: the annotators are people, whom a running training cannot wait for.
     """
     config = settings.growing
     if not config.on:
@@ -27,6 +30,5 @@ def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | No
     if config.labels == LEDGER:
         labels = FromLedger(place, settings.merge)
     else:
-        oracle = Oracle(shared.truth, **settings.oracle)
-        labels = FromAnnotator(oracle, shared.data.content, place)
+        labels = FromAnnotator(simulated(settings, shared), shared.data.content, place)
     return Growing(config, settings.expand, labels, settings.arm)

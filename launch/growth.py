@@ -14,34 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from launch.annotation import LABELLING, label_round, record_first_labels
 from launch.clips import first_clips, gold_clips
-from launch.copies import excluded_clips, media_of, with_carried
+from launch.copies import excluded_clips, media_of
 from launch.expansion import expand_stage, read_threshold
 from launch.growing import growing_in
 from launch.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
-from launch.recorded import expansion_of, record_without_tombstones, recorded_round
+from launch.recorded import expansion_of, recorded_round
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from launch.shared import Say, Shared, evaluate_stage, train_stage
-from launch.shortlist import choice, with_provenance
-from lsb import ids as sample_ids
+from launch.shortlist import choice
 from lsb.annotate import annotation_table
-from lsb.annotate.oracle import Oracle
-from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.artifact import Stage
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
 from lsb.search.faiss_config import FaissConfig
 from lsb.search.faiss_index import build_index, train_index
-from lsb.selection import CHOSEN
 from lsb.store import Store
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.tombstones import without_tombstones
 from vlmae.evaluation import read_metrics
 
 FIRST_ROUND = 0
-LABELLING = "oracle"
 
 
 @dataclass(frozen=True)
@@ -94,8 +90,11 @@ def grow(
         brought: _Brought | None = None
         for number in range(settings.rounds + 1):
             clock = _Clock(folder, say, f"{settings.arm}, round {number}")
-            if brought is not None and brought.stage is not None:
-                _annotate(settings, shared, ledger, brought, number, clock)
+            if brought is not None:
+                record = brought.record(settings.arm, number)
+                label_round(
+                    settings, shared, ledger, brought.stage, brought.shortlist, record, clock.run
+                )
             ledger.adjudicate(settings.merge)
             labelled = _labelled(settings, ledger, number)
             model = brought.model if brought else None
@@ -153,6 +152,19 @@ class _Brought:
     shortlist: Stage | None = None
     model: PseudoModel | None = None
 
+    def record(self, arm: str, number: int) -> Round:
+        """Of the round, for the ledger."""
+        threshold = self.threshold or {}
+        return Round(
+            number,
+            arm,
+            self.checkpoint,
+            self.store,
+            threshold.get("value"),
+            threshold.get("precision"),
+            threshold.get("pairs"),
+        )
+
 
 class _Clock:
     """Runs stages of one round, keeps their seconds and says what begins."""
@@ -173,9 +185,6 @@ class _Clock:
 def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> None:
     """Round 0: the first labels by the annotator, and gold labels that no training sees."""
     first, gold = first_clips(settings, shared.truth), gold_clips(settings, shared.truth)
-    answered = annotator_of(settings, shared).annotate(
-        sample_ids.from_arrow(first["id"]), sample_ids.texts(first["key"]), settings.tasks
-    )
     keys = gold["key"].to_pylist()
     known = [
         (clip, key, task, label)
@@ -190,22 +199,11 @@ def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> 
     trusted = annotation_table(
         columns[0], columns[1], columns[2], columns[3], source="gold", labeller="gold"
     )
-    record_without_tombstones(
-        settings.stages,
-        ledger,
-        Round(FIRST_ROUND, "first", checkpoint_hash="", store_hash=""),
-        CHOSEN.empty_table(),
-        pa.concat_tables([answered, trusted]),
-    )
-
-
-def annotator_of(settings: Settings, shared: Shared) -> Oracle:
-    """Who labels."""
-    return Oracle(shared.truth, **settings.oracle)
+    record_first_labels(settings, shared, ledger, first, trusted)
 
 
 def _labelled(settings: Settings, ledger: Ledger, number: int) -> pa.Table:
-    return without_tombstones(settings.stages, ledger.training_set(number, [LABELLING]))
+    return without_tombstones(settings.stages, ledger.training_set(number, LABELLING))
 
 
 def _gold(settings: Settings, ledger: Ledger) -> pa.Table:
@@ -230,7 +228,7 @@ def _expand(
     clock: _Clock,
 ) -> _Brought:
     checkpoint = load_checkpoint(trained.path / CHECKPOINT, shared.source.identities)
-    exclude = excluded_clips(settings, shared, ledger.labelled_ids(number - 1))
+    exclude = excluded_clips(settings, shared, ledger.asked_ids(number - 1))
     gold_labels = _gold(settings, ledger)
     found = choice(
         settings,
@@ -281,63 +279,6 @@ def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:
     store = Store.open(pool.path, verify=False)
     clock.run("index", partial(train_index, settings.stages, store, search))
     return clock.run("index", partial(build_index, settings.stages, store, search))
-
-
-def _annotate(
-    settings: Settings,
-    shared: Shared,
-    ledger: Ledger,
-    brought: _Brought,
-    number: int,
-    clock: _Clock,
-) -> None:
-    """Have a round's candidates labelled and write the round into the ledger."""
-    assert brought.stage is not None, "a recorded round is never asked again"
-    candidates = pq.read_table(brought.stage.path / "candidates.parquet")
-    if brought.shortlist is not None:
-        candidates = with_provenance(candidates, brought.shortlist)
-    candidates = without_tombstones(settings.stages, candidates)
-    stage = clock.run(
-        "label",
-        partial(
-            run_stage,
-            settings.stages,
-            "label",
-            config={"oracle": settings.oracle, "tasks": list(settings.tasks)},
-            inputs={"candidates": brought.stage.content, "data": shared.data.content},
-            parts=[
-                Part(
-                    "annotations",
-                    ("annotations.parquet",),
-                    partial(_ask, settings, shared, candidates),
-                )
-            ],
-        ),
-    )
-    threshold = brought.threshold or {}
-    record_without_tombstones(
-        settings.stages,
-        ledger,
-        Round(
-            number,
-            settings.arm,
-            brought.checkpoint,
-            brought.store,
-            threshold.get("value"),
-            threshold.get("precision"),
-            threshold.get("pairs"),
-        ),
-        candidates,
-        with_carried(settings, ledger, brought.stage, stage),
-    )
-
-
-def _ask(settings: Settings, shared: Shared, candidates: pa.Table, output: Path) -> Counts:
-    annotations = annotator_of(settings, shared).annotate(
-        sample_ids.from_arrow(candidates["id"]), sample_ids.texts(candidates["key"]), settings.tasks
-    )
-    pq.write_table(annotations, output / "annotations.parquet")
-    return {"annotations": annotations.num_rows}
 
 
 def _positives(labelled: pa.Table, tasks: tuple[str, ...]) -> dict[str, int]:

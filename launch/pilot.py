@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.account import Prices, write_account
+from launch.annotation import judge
 from launch.arms import Arms, run_arms
 from launch.clips import gold_clips
 from launch.criteria import Criterion, verdict
-from launch.growth import annotator_of
 from launch.pilot_evidence import Evidence, PilotConfig
 from launch.pilot_page import numbers, pilot_page
 from launch.run_folder import differences
@@ -76,9 +76,7 @@ def measured_annotators(arms: Arms, items: int) -> list[AnnotatorQuality]:
     gold = gold_clips(settings, arms.shared.truth)
     ids = sample_ids.from_arrow(gold["id"])
     gold = gold.take(ids.argsort(kind="stable")[:items])
-    answers = annotator_of(settings, arms.shared).annotate(
-        sample_ids.from_arrow(gold["id"]), sample_ids.texts(gold["key"]), settings.tasks
-    )
+    answers = judge(settings, arms.shared, gold).annotations
     known = [
         {"id": row["id"], "key": row["key"], "task": task, "label": row[LABEL + task]}
         for row in gold.to_pylist()

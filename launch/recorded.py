@@ -35,7 +35,7 @@ def recorded_round(root: Path, ledger: Ledger, number: int) -> Round | None:
 
 
 def record_without_tombstones(
-    root: Path, ledger: Ledger, round: Round, candidates: pa.Table, annotations: pa.Table
+    root: Path, ledger: Ledger, round: Round, candidates: pa.Table, annotations: pa.Table | None
 ) -> None:
     """Write a round without the clips that were taken down; one that is recorded stays.
 
@@ -47,9 +47,8 @@ def record_without_tombstones(
         annotations: see `Ledger.record_round`.
     """
     if recorded_round(root, ledger, round.round) is None:
-        ledger.record_round(
-            round, without_tombstones(root, candidates), without_tombstones(root, annotations)
-        )
+        labels = None if annotations is None else without_tombstones(root, annotations)
+        ledger.record_round(round, without_tombstones(root, candidates), labels)
 
 
 def expansion_of(root: Path, held: Round, config: ExpandConfig) -> Stage | None:

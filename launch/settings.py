@@ -10,6 +10,8 @@ from typing import Any, cast
 from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
+from launch.annotators import NOT_HASHED as ORACLE_NOT_HASHED
+from launch.annotators import HandOffConfig, OracleConfig, oracle_config
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
@@ -43,6 +45,7 @@ NOT_IDENTITY_OF = {
     "loader": ("workers", "prefetch"),
     "trainer": NOT_HASHED,
     "search": SEARCH_NOT_HASHED,
+    "oracle": ORACLE_NOT_HASHED,
 }
 
 
@@ -55,13 +58,6 @@ KINDS: dict[str, Any] = {
     "arms": list[str],
     "controls": bool,
 }
-
-
-class OracleOptions(TypedDict):
-    """Options of the simulated annotator."""
-
-    noise: float
-    seed: int
 
 
 MEASURED = ("test", "development")
@@ -134,7 +130,7 @@ class Settings:
         clips: who is labelled first, and who is measured.
         shortlist: the scoring budget, and how it is spent.
         expand: acquisition, seeds, LT, search, selection.
-        oracle: noise and seed of the simulated annotator.
+        oracle: who labels, see `launch.annotators`.
         merge: how the answers of several annotators become one label.
         pseudo: when the model may label clips itself.
         growing: when a training grows between its epochs.
@@ -166,7 +162,7 @@ class Settings:
     clips: ClipsConfig
     shortlist: ShortlistConfig
     expand: ExpandConfig
-    oracle: OracleOptions
+    oracle: OracleConfig
     merge: MergeConfig
     pseudo: PseudoConfig
     growing: GrowingConfig
@@ -226,6 +222,12 @@ class Settings:
                 f"rounds is {values['rounds']} and growing.every_epochs {growing.every_epochs}: a "
                 "training that grows adds its labels itself; set rounds=0, or growing=none"
             )
+        oracle = oracle_config(values["oracle"])
+        if isinstance(oracle, HandOffConfig) and values["selection"].get("carry_labels"):
+            raise ValueError(
+                "selection.carry_labels is true, but the annotators are people, whose answers come "
+                "when they can: set it to false; copies are dropped all the same"
+            )
         vl, audio = tower_nodes(values)
         return cls(
             name=values["name"],
@@ -259,7 +261,7 @@ class Settings:
                 search=_search(values["search"]),
                 selection=build("selection", SelectionConfig, values["selection"]),
             ),
-            oracle=checked("oracle", OracleOptions, values["oracle"]),
+            oracle=oracle,
             merge=build("ledger", MergeConfig, values["ledger"]),
             pseudo=build("pseudo", PseudoConfig, values["pseudo"]),
             growing=growing,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import sqlalchemy as sa
 
@@ -387,6 +388,17 @@ class Ledger:
         if through_round is not None:
             query = query.where(ANNOTATED.c.round <= through_round)
         return from_hex(sorted(row["clip_id"] for row in self._rows(query)))
+
+    def asked_ids(self, through_round: int | None = None) -> IdArray:
+        """Ids of clips that were chosen or have a label, ascending, (N,) S16.
+
+        Those that people could not tell were asked about, too, and are not asked about again.
+        """
+        query = sa.select(CANDIDATES.c.clip_id).distinct()
+        if through_round is not None:
+            query = query.where(CANDIDATES.c.round <= through_round)
+        chosen = from_hex(sorted(row["clip_id"] for row in self._rows(query)))
+        return np.union1d(chosen, self.labelled_ids(through_round))
 
     def rounds(self) -> list[Round]:
         """All rounds, in order."""

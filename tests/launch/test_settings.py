@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import growth
+from launch import shortlist
 from launch.arms import arm_settings
 from launch.expansion import identity_of
 from launch.settings import Settings
@@ -122,10 +122,10 @@ def test_only_a_pool_that_is_asked_by_dropout_is_embedded_with_it(
         asked.append(scoring.dropout_samples)
         return "stage"
 
-    monkeypatch.setattr(growth, "embed_fused", embed)
+    monkeypatch.setattr(shortlist, "embed_fused", embed)
     settings = Settings.from_config(compose_config("round", ["experiment=tiny", f"arm={arm}"]))
     shared = SimpleNamespace(source=None)
-    growth._embed(settings, shared, None, split)  # type: ignore[arg-type]
+    shortlist.embed_scored(settings, shared, None, split, None)  # type: ignore[arg-type]
     assert asked == [passes]
 
 

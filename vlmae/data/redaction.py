@@ -1,7 +1,8 @@
 """How clips leave the files of a stage's part, and data sets that are made without them.
 
-Three kinds of stages hold what a clip is made of: `prepare` its media, `cache` its tokens, `embed`
-its vectors. Of all others (training sets, predictions, candidates) the records stay.
+Four kinds of stages hold what a clip is made of: `prepare` its media, `cache` its tokens, `embed`
+its vectors, `handoff` what people were shown of it. Of all others (training sets, predictions,
+candidates) the records stay.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from vlmae.data.index import INDEX_ENDING
 from vlmae.data.records import tar_members
 from vlmae.data.tombstones import Place, tombstone_ids
 
-KINDS = ("prepare", "cache", "embed")
+KINDS = ("prepare", "cache", "embed", "handoff")
 QUARANTINE_ENDING = ".quarantine.parquet"
 TRUTH_ENDING = ".truth.parquet"
 BLOCK_BYTES = 1 << 24
@@ -118,6 +119,8 @@ def redact_part(
                 for column in ("audio_missing", "video_missing"):
                     reasons = dropped[column].to_pylist()
                     gone.update(f"masked: {reason}" for reason in reasons if reason)
+            elif kind == "handoff":
+                gone += _empty_rendered(target, files, dropped)
             else:
                 _cut_rows(source / f"{part}.npy", target / f"{part}.npy", _spans(~out))
                 codes = f"{part}{CODES_ENDING}"
@@ -154,6 +157,15 @@ def _labels(dropped: pa.Table, prefix: str) -> Counter[str]:
     broken = dropped["broken"].to_pylist()
     gone.update(f"{prefix}broken.{kind}" for kind in broken if kind)
     return gone
+
+
+def _empty_rendered(target: Path, files: Sequence[str], dropped: pa.Table) -> Counter[str]:
+    """Empty what people were shown of the one clip of a part; see `vlmae.handoff.stage`."""
+    for name in files:
+        if not name.endswith(".parquet"):
+            (target / name).write_bytes(b"")
+    changed = [row["method"] for row in dropped.to_pylist() if row["parameters"] != "{}"]
+    return Counter(f"anonymised by {method}" for method in changed)
 
 
 def _blank(source: Path, target: Path, part: str, files: Sequence[str], dropped: pa.Table) -> int:
