@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from lsb.ids import IdArray
 from lsb.search.codes import write_codes
 from lsb.store import CODES_ENDING, DTYPES, ROW_FIELDS, part_files, write_part
 from vlmae.calibration import Calibration
-from vlmae.checkpoint import CHECKPOINT, load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
 from vlmae.data.prefix_cache import require_few_skipped
 from vlmae.data.token_source import TokenSource, in_source
 from vlmae.data.token_table import Rows, TokenTable, frozen_tokens, widths
@@ -308,7 +308,7 @@ def _embed_fused_shard(
     output: Path,
 ) -> Counts:
     torch.set_num_threads(config.threads)
-    checkpoint = load_checkpoint(path, source.identities)
+    checkpoint = _checkpoint(path, source.identities)
     score = partial(
         predict,
         checkpoint.model.to(device_of(config.accelerator, "embed.accelerator")),
@@ -319,6 +319,21 @@ def _embed_fused_shard(
     )
     tasks = checkpoint.model.tasks
     return _write_fused(source, config, scoring.only, score, tasks, search, shard, output)
+
+
+_LOADED: dict[tuple[str, int, str], Checkpoint] = {}
+
+
+def _checkpoint(path: Path, frozen: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint that the shards of a store have in common, loaded once a process.
+
+    Building a model takes longer than scoring a shard of a few hundred clips with it.
+    """
+    key = (str(path), path.stat().st_mtime_ns, fingerprint(frozen))
+    if key not in _LOADED:
+        _LOADED.clear()  # one at a time
+        _LOADED[key] = load_checkpoint(path, frozen)
+    return _LOADED[key]
 
 
 def _write_fused(
