@@ -116,6 +116,7 @@ def _compare(config: DictConfig) -> None:
     values = cast(dict[str, Any], as_dict(config))
     chosen = build("compare", CompareConfig, values["compare"])
     settings = Settings.from_config(config)
+    settings.launcher.require_none("launch.compare", "compare.processes")
     overrides = [one for one in task_overrides() if not one.startswith("compare.")]
     require_no_arm_override(overrides)
     units = units_of(_CHOICES, settings, chosen)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from launch.launcher import made_by_tasks
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, Part, Stage, fingerprint, read_json, run_stage
-from lsb.expand import ExpandConfig
+from lsb.expand import ExpandConfig, Find
 from lsb.expansion_files import (
     CARRIED_FILE,
     CURVE_FILES,
@@ -24,6 +25,9 @@ from lsb.expansion_files import (
 )
 from lsb.ids import IdArray
 from lsb.media_hashes import MediaHashes
+from lsb.search.array import STAGE as SEARCH_STAGE
+from lsb.search.array import search_by_waves
+from lsb.search.exact import search
 from vlmae.data.media_hashes import read_media_hashes
 
 __all__ = [
@@ -86,6 +90,7 @@ def expand_stage(
         config,
         round,
         exclude,
+        partial(search_by_waves, root) if made_by_tasks(SEARCH_STAGE) else search,
     )
     return run_stage(
         root,
@@ -123,6 +128,7 @@ def _write_expansion(
     config: Any,
     number: int,
     exclude: IdArray,
+    find: Find,
     output: Path,
 ) -> Counts:
     """Expand over the pool's store and write every table of the answer."""
@@ -136,6 +142,7 @@ def _write_expansion(
         exclude=exclude,
         index=index,
         media=None if media is None else MediaHashes(read_media_hashes(media)),
+        find=find,
     )
     write_expansion(expansion, config, output, indexed=index is not None)
     return expansion.counts

@@ -1,8 +1,9 @@
-"""The whole round on one machine: `python -m launch.round experiment=<name>`.
+"""The whole round: `python -m launch.round experiment=<name>`.
 
 prepare -> cache -> (train -> evaluate -> embed -> expand -> label) x rounds -> train -> evaluate.
 Killed anywhere and started again it finishes with the same result. Writes runs/<name>/summary.json
-and report.png, and prints the same numbers.
+and report.png, and prints the same numbers. `launcher=slurm` has the heavy stages made by jobs of a
+cluster (docs/slurm.md); with `--dry-run` their scripts are printed and nothing is made.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from launch.arms import run_arms
 from launch.controls import measure_controls
+from launch.launched_run import is_dry_run, launched_run, print_scripts, read_flags
 from launch.report import draw_report
 from launch.summary import print_summary, summarise
 from lsb.artifact import write_json
@@ -22,9 +24,15 @@ from vlmae.config import command
 def main(config: DictConfig) -> None:
     """Run every stage that is not there yet, then report."""
     console = Console(log_path=False)
-    arms = run_arms(config, console.log)
-    settings, folder, shared = arms.settings, arms.folder, arms.shared
-    controls = measure_controls(settings, shared, folder, console.log) if settings.controls else {}
+    if is_dry_run(config):
+        print_scripts(config)
+        return
+    with launched_run(config, console.log):
+        arms = run_arms(config, console.log)
+        settings, folder, shared = arms.settings, arms.folder, arms.shared
+        controls = (
+            measure_controls(settings, shared, folder, console.log) if settings.controls else {}
+        )
     summary = summarise(settings, arms.rounds, controls, shared)
     write_json(folder.path / "summary.json", summary)
     draw_report(summary, folder.path / "report.png")
@@ -38,4 +46,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    read_flags()
     main()

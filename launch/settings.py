@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from launch.annotators import NOT_HASHED as ORACLE_NOT_HASHED
 from launch.annotators import HandOffConfig, OracleConfig, oracle_config
+from launch.launcher_config import LauncherConfig, launcher_config
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
@@ -37,7 +38,7 @@ from vlmae.trainer import TrainConfig
 from vlmae.training import NOT_HASHED
 
 # Keys that say where and how fast, not what: a run may be continued with other values.
-NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger", "compare", "pilot")
+NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger", "launcher", "compare", "pilot")
 NOT_IDENTITY_OF = {
     "data": ("sources", "cache", "processes"),
     "prefix": ("processes", "use"),
@@ -132,6 +133,7 @@ class Settings:
         expand: acquisition, seeds, LT, search, selection.
         oracle: who labels, see `launch.annotators`.
         merge: how the answers of several annotators become one label.
+        launcher: where stages are made.
         pseudo: when the model may label clips itself.
         growing: when a training grows between its epochs.
         identity: the composed config without keys that do not change results.
@@ -164,6 +166,7 @@ class Settings:
     expand: ExpandConfig
     oracle: OracleConfig
     merge: MergeConfig
+    launcher: LauncherConfig
     pseudo: PseudoConfig
     growing: GrowingConfig
     identity: dict[str, Any]
@@ -263,6 +266,7 @@ class Settings:
             ),
             oracle=oracle,
             merge=build("ledger", MergeConfig, values["ledger"]),
+            launcher=launcher_config(values["launcher"]),
             pseudo=build("pseudo", PseudoConfig, values["pseudo"]),
             growing=growing,
             identity=_identity(values),
@@ -298,7 +302,8 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         del kept["budgets"]
     if not values["growing"]["every_epochs"]:  # as runs were before there was such a group
         del kept["growing"]
-    return kept
+    world = launcher_config(values["launcher"]).world
+    return kept if world == 1 else {**kept, "ranks": world}
 
 
 def _composed(values: dict[str, Any]) -> PrepareConfig:

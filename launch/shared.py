@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from launch.clips import measured_clips
+from launch.launcher import launched_training
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from lsb.artifact import Stage
@@ -19,7 +20,7 @@ from vlmae.data.whitening import whiten
 from vlmae.evaluation import evaluate
 from vlmae.growing.config import Growing
 from vlmae.towers import build_towers
-from vlmae.training import Training, train
+from vlmae.training import Training
 
 Say = Callable[[str], None]
 
@@ -81,7 +82,7 @@ def train_stage(
     growing: Growing | None = None,
 ) -> Stage:
     """Train on labels; gold labels choose the operating thresholds only."""
-    return train(
+    return launched_training(
         settings.stages,
         Training(
             source=shared.source,

@@ -152,6 +152,7 @@ def main(config: DictConfig) -> None:
     console = Console(log_path=False)
     chosen = build("variants", VariantsConfig, cast(dict[str, Any], as_dict(config))["variants"])
     base = Settings.from_config(config)
+    base.launcher.require_none("launch.variants", "variants.processes")
     folder = RunFolder(base.folder, base.identity)
     shared = prepare_shared(base, folder, console.log)
     clips = split_clips(shared, chosen)

@@ -26,12 +26,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lsb.delegation import StageCall, offer
 from lsb.files import (
     StageError,
     canonical,
@@ -70,6 +71,7 @@ __all__ = [
     "read_json",
     "run_stage",
     "scratch",
+    "share_of",
     "stage_directory",
     "work_on_stage",
     "write_bytes",
@@ -164,7 +166,8 @@ def work_on_stage(
     """Make one share of a stage's parts; see `run_stage` for the other arguments.
 
     Parts belong to shares by the hash of their name, so that independent processes, on one machine
-    or many, need not talk to each other.
+    or many, need not talk to each other. A stage that is wanted whole may be made by others, see
+    `lsb.delegation`.
 
     Args:
         share: (number, of): this process makes the parts of share `number`, counted from 0.
@@ -186,9 +189,13 @@ def work_on_stage(
     target = root / _directory(stage, digest)
     partial = target.with_name(target.name + ".partial")
     root.mkdir(parents=True, exist_ok=True)
+    if of == 1 and not target.exists():
+        call = StageCall(root, stage, target, config, inputs, parts, processes, revision)
+        if offer(call):
+            return replace(open_stage(target), reused=False)
     with _at_work(target, number, of):
         started = time.monotonic()
-        shares = dealt or {part.name: _share_of(part.name, of) for part in parts}
+        shares = dealt or {part.name: share_of(part.name, of) for part in parts}
         mine = [part for part in parts if shares[part.name] == number]
         # Another share may seal the stage at any time outside of `_sealing`, until all see that a
         # part of this one is missing.
@@ -310,7 +317,8 @@ def _sealing(target: Path) -> FileLock:
     return FileLock(target.with_name(f".{target.name}.seal.lock"))
 
 
-def _share_of(name: str, of: int) -> int:
+def share_of(name: str, of: int) -> int:
+    """Number of the share, from 0 to `of` - 1, that a part belongs to: by the hash of its name."""
     return int(hashlib.blake2b(name.encode("utf-8"), digest_size=8).hexdigest(), 16) % of
 
 

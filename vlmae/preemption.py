@@ -29,11 +29,13 @@ class Preempted(SystemExit):
     """All ranks have saved; ends the process with `EXIT_CODE`.
 
     Attributes:
+        signal: name of the signal.
         message: what to print, once.
     """
 
     def __init__(self, name: str, step: int) -> None:
         super().__init__(EXIT_CODE)
+        self.signal = name
         self._of = (name, step)
         self.message = f"stopped by {name} at step {step}: run the same command to go on"
 

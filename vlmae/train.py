@@ -8,6 +8,7 @@ started again it goes on from the last save, to the same result.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from typing import Any, cast
 from omegaconf import DictConfig
 from rich.console import Console
 
+from lsb.artifact import Stage
 from lsb.kept import keep
 from vlmae.config import as_dict, build, checked, command
 from vlmae.data.labels import read_labels
@@ -38,10 +40,19 @@ def main(config: DictConfig) -> None:
     """Make, finish or reuse a checkpoint."""
     ranks = Ranks.from_environment()
     with ranks.together():
-        _train(cast(dict[str, Any], as_dict(config)), ranks)
+        train_from_config(cast(dict[str, Any], as_dict(config)), ranks)
 
 
-def _train(values: dict[str, Any], ranks: Ranks) -> None:
+def train_from_config(values: Mapping[str, Any], ranks: Ranks) -> Stage:
+    """Make, finish or reuse the checkpoint of a composed config. Collective: all ranks call it.
+
+    Args:
+        values: of `conf/train.yaml`, as plain containers.
+        ranks: the processes that train together, connected.
+
+    Raises:
+        ValueError: a value is wrong, or see `vlmae.training.train`.
+    """
     root = Path(values["runs"]) / "stages"
     console = Console(log_path=False, quiet=not ranks.first)
     tasks = checked("task.names", list[str], values["task"]["names"])
@@ -92,6 +103,7 @@ def _train(values: dict[str, Any], ranks: Ranks) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    return stage
 
 
 if __name__ == "__main__":

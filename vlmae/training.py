@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,15 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from lsb import ids as sample_ids
-from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, scratch
+from lsb.artifact import (
+    Counts,
+    Part,
+    Stage,
+    fingerprint,
+    run_stage,
+    scratch,
+    stage_directory,
+)
 from vlmae.best import BEST_FILE, KeepBest
 from vlmae.calibration import Calibration, calibrate
 from vlmae.callbacks import History, Quarantine, Trace, gather, write_history
@@ -57,6 +65,8 @@ from vlmae.trainer import TrainConfig, build_trainer
 from vlmae.training_data import known_bad, training_loader, training_set, validation_clips
 from vlmae.tuning import tuning_config
 
+STAGE = "train"
+REVISION = 3
 QUARANTINE = "quarantine.parquet"
 FILES = (CHECKPOINT, "training_set.parquet", "validation.parquet", QUARANTINE, "history.csv")
 # Where a training is written down while it runs: they change no result.
@@ -127,56 +137,12 @@ def train(root: Path, training: Training) -> Stage:
         ValueError: no labelled clip can be decoded, too few for one step, or too many are bad.
     """
     config = training.config
-    labelled, validation = (
-        without_tombstones(root, table) for table in (training.labelled, training.validation)
-    )
-    training = replace(training, labelled=labelled, validation=validation)
-    weighted = with_weights(
-        training.labelled,
-        training.tasks,
-        positive_weight=training.loader.positive_weight,
-        new_weight=training.loader.new_weight,
-    )
     device_of(config.accelerator, "trainer.accelerator")  # before hours of work, if there is none
-    settings = {k: v for k, v in asdict(config).items() if k not in NOT_HASHED}
-    if config.keep == "last":  # then validation is only looked at
-        del settings["validate_every"]
-
-    made_of: dict[str, dict[str, Any]] = {
-        "config": {
-            "model": dict(training.model),
-            "objective": dict(training.objective),
-            "strategy": training.strategy.hashed(),
-            "optimizer": asdict(training.optimizer),
-            "train": settings,
-            "loader": training.loader.hashed(),
-        },
-        "inputs": {
-            **training.source.inputs,
-            "whitening": training.whitened.content,
-            "labels": labels_fingerprint(weighted, training.tasks),
-            "validation": labels_fingerprint(training.validation, training.tasks),
-        },
-    }
-    if training.growing is not None:
-        require_growable(training)
-        made_of["config"]["growing"] = training.growing.hashed()
-    identity = _identity(made_of)
+    plan = _plan(root, training)
+    training, identity = plan.training, plan.identity
 
     def make(work: Any) -> Stage:
-        resumed = resumed_moment(config.resume_from, identity)
-        return run_stage(
-            root,
-            "train",
-            config={
-                **made_of["config"],
-                "ranks": training.ranks.size,
-                **({} if resumed is None else {"resumed": asdict(resumed)}),
-            },
-            inputs=made_of["inputs"],
-            parts=[Part("model", (*FILES, *expansion_names(training)), work)],
-            revision=3,
-        )
+        return run_stage(root, STAGE, **_arguments(plan, work))
 
     flag = StopFlag()
 
@@ -200,6 +166,82 @@ def train(root: Path, training: Training) -> Stage:
     if training.ranks.first:
         remember_rounds(stage, training)
     return stage
+
+
+def train_directory(root: Path, training: Training) -> Path:
+    """Where `train` puts its result, whether it is there or not; `training.ranks` need not be up.
+
+    Args:
+        root: folder of all stages.
+        training: with the ranks that are to train.
+    """
+    return stage_directory(root, STAGE, **_arguments(_plan(root, training), _no_work))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A training without the clips that were taken down, and what its stage is named by."""
+
+    training: Training
+    made_of: dict[str, dict[str, Any]]
+    identity: str
+
+
+def _plan(root: Path, training: Training) -> _Plan:
+    config = training.config
+    labelled, validation = (
+        without_tombstones(root, table) for table in (training.labelled, training.validation)
+    )
+    training = replace(training, labelled=labelled, validation=validation)
+    weighted = with_weights(
+        training.labelled,
+        training.tasks,
+        positive_weight=training.loader.positive_weight,
+        new_weight=training.loader.new_weight,
+    )
+    settings = {k: v for k, v in asdict(config).items() if k not in NOT_HASHED}
+    if config.keep == "last":  # then validation is only looked at
+        del settings["validate_every"]
+    made_of: dict[str, dict[str, Any]] = {
+        "config": {
+            "model": dict(training.model),
+            "objective": dict(training.objective),
+            "strategy": training.strategy.hashed(),
+            "optimizer": asdict(training.optimizer),
+            "train": settings,
+            "loader": training.loader.hashed(),
+        },
+        "inputs": {
+            **training.source.inputs,
+            "whitening": training.whitened.content,
+            "labels": labels_fingerprint(weighted, training.tasks),
+            "validation": labels_fingerprint(training.validation, training.tasks),
+        },
+    }
+    if training.growing is not None:
+        require_growable(training)
+        made_of["config"]["growing"] = training.growing.hashed()
+    return _Plan(training, made_of, _identity(made_of))
+
+
+def _arguments(plan: _Plan, work: Callable[[Path], Counts]) -> dict[str, Any]:
+    """Of the stage."""
+    training, config = plan.training, plan.made_of["config"]
+    resumed = resumed_moment(training.config.resume_from, plan.identity)
+    return {
+        "config": {
+            **config,
+            "ranks": training.ranks.size,
+            **({} if resumed is None else {"resumed": asdict(resumed)}),
+        },
+        "inputs": plan.made_of["inputs"],
+        "parts": [Part("model", (*FILES, *expansion_names(training)), work)],
+        "revision": REVISION,
+    }
+
+
+def _no_work(output: Path) -> Counts:
+    raise AssertionError(f"nothing is to be put into {output}")
 
 
 def _identity(made_of: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,6 +93,16 @@ def search_array(
         )
     except _UnfinishedError:
         return None
+
+
+def search_by_waves(root: Path, *arguments: Any, **options: Any) -> Hits:
+    """As `lsb.search.exact.search`, each wave a stage in `root` that others may make.
+
+    Whose parts are made elsewhere is decided by `lsb.delegation`.
+    """
+    found = search_array(root, *arguments, **options)
+    assert found is not None, "one share of one is all parts"
+    return found
 
 
 def part_contents(store: Store) -> dict[str, str]:

@@ -30,7 +30,17 @@ UNLABELLED = ("folder", "manifest", "prepared", "shards")
 OPTIONS = [
     f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))
 ]
-COMMANDS = ("prepare", "cache", "embed", "train", "evaluate", "export", "predict", "variants")
+COMMANDS = (
+    "prepare",
+    "cache",
+    "embed",
+    "train",
+    "evaluate",
+    "export",
+    "predict",
+    "variants",
+    "launch_train",
+)
 
 
 def composed(*overrides: str) -> Settings:

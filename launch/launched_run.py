@@ -1,0 +1,90 @@
+"""A command of a run under its launcher: what it records, and what `--dry-run` prints."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from launch.executor import Say
+from launch.job import RANKS, SHARDS
+from launch.launch_record import JOBS
+from launch.launcher import launched
+from launch.launcher_config import STAGES, TRAIN, SlurmConfig, launcher_config
+from launch.settings import Settings
+from launch.slurm import render_script
+from vlmae.config import as_dict
+
+DRY_RUN = "--dry-run"
+NO_SCRIPTS = "launcher=local has no scripts: add launcher=slurm to see those of a cluster"
+
+
+def read_flags() -> None:
+    """Take `--dry-run` on the command line as the override it stands for."""
+    sys.argv[1:] = [
+        "launcher.dry_run=true" if argument == DRY_RUN else argument for argument in sys.argv[1:]
+    ]
+
+
+def is_dry_run(config: DictConfig) -> bool:
+    """Whether nothing is to be made."""
+    return launcher_config(_values(config)["launcher"]).dry_run
+
+
+def launched_run(config: DictConfig, say: Say) -> AbstractContextManager[None]:
+    """Have the stages of a run made where its group `launcher` says.
+
+    Args:
+        config: composed, of a root file that `launch.settings.Settings` reads.
+        say: called with what changes.
+    """
+    values = _values(config)
+    command = {
+        "overrides": [str(override) for override in HydraConfig.get().overrides.task],
+        "config": values,
+    }
+    settings = Settings.from_config(config)
+    return launched(settings.launcher, settings.folder, say, command)
+
+
+def print_scripts(config: DictConfig) -> None:
+    """Print the script of every stage that jobs make, as it would be submitted.
+
+    `<hash>` stands for what a stage's inputs will be, and a stage with fewer shards than
+    `launcher.tasks` gets as many tasks as shards.
+    """
+    settings = Settings.from_config(config)
+    launcher = settings.launcher
+    if not isinstance(launcher, SlurmConfig):
+        print(NO_SCRIPTS)
+        return
+    for stage in STAGES:
+        if stage in launcher.stages:
+            print(f"# ---- {stage}")
+            print_script(launcher, stage, settings.folder)
+
+
+def print_script(launcher: SlurmConfig, stage: str, run: Path) -> None:
+    """Print the script of a stage as it would be submitted; see `print_scripts`."""
+    folder = run.absolute() / JOBS
+    print(
+        render_script(
+            launcher,
+            name=f"{stage}-<hash>",
+            stage=stage,
+            kind=RANKS if stage == TRAIN else SHARDS,
+            folder=folder / f"{stage}-<hash>",
+            code=folder / "code-<hash>",
+            cwd=Path.cwd(),
+            attempt=1,
+            tasks=[0] if stage == TRAIN else range(launcher.tasks),
+        )
+    )
+
+
+def _values(config: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], as_dict(config))

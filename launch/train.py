@@ -1,0 +1,42 @@
+"""One training on the ranks of a launcher: `python -m launch.train launcher=slurm ...`.
+
+The keys are those of vlmae.train. On a cluster it is one job of `launcher.nodes` x `launcher.ranks`
+ranks, all started by srun; here it is so many processes. What is trained, from the seed to the name
+of the run, is settled by this command, once; every rank reads it from the job's folder and writes a
+log of its own, and this command prints them as one. Killed and given again it finds its job.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from launch.launched_run import NO_SCRIPTS, print_script, read_flags
+from launch.launcher_config import TRAIN, SlurmConfig, launcher_config
+from launch.training_job import train_by_ranks
+from lsb.console import console
+from vlmae.config import as_dict, command
+
+
+@command("launch_train")
+def main(config: DictConfig) -> None:
+    """Make, finish or reuse a checkpoint."""
+    values = cast(dict[str, Any], as_dict(config))
+    launcher = launcher_config(values["launcher"])
+    if launcher.dry_run:
+        if isinstance(launcher, SlurmConfig):
+            print_script(launcher, TRAIN, Path(values["runs"]) / values["name"])
+        else:
+            print(NO_SCRIPTS)
+        return
+    overrides = [str(override) for override in HydraConfig.get().overrides.task]
+    stage = train_by_ranks(values, overrides)
+    console().print(f"{stage.path}: {stage.counts['labels']} labels", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    read_flags()
+    main()

@@ -1,0 +1,79 @@
+"""One training over several nodes: the weights of as many ranks on one machine, one log a rank."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster
+
+from launch.job import jobs_below
+from lsb.artifact import open_stage
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+CLIPS = "import sys, pathlib, small_clips; small_clips.write_folder(pathlib.Path(sys.argv[1]), 24)"
+DISTRIBUTED = Path(__file__).parents[1] / "distributed"
+KEYS = (
+    "data=folder",
+    "data.shard_clips=16",
+    "data.reencode=false",
+    "decode.frames=1",
+    "decode.backend=pyav",
+    "vl.image_size=64",
+    "prefix.processes=1",
+    "task.names=[relevance,unsafe]",
+    "model.components=8",
+    "fusion.width=16",
+    "fusion.heads=2",
+    "trainer.batch_size=4",
+    "trainer.epochs=2",
+    "strategy=zero2",
+    "launcher.poll_seconds=0.5",
+)
+SLURM = (
+    "launcher=slurm",
+    "launcher.nodes=2",
+    "launcher.resources.default.cpus=1",
+    "launcher.resources.default.memory_gb=2",
+)
+
+
+def test_two_nodes_train_as_two_processes_do(cluster: Cluster, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join(filter(None, [str(DISTRIBUTED), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", CLIPS, str(tmp_path / "clips")]
+    subprocess.run(command, env={**environment, "PYTHONPATH": path}, check=True)
+    local, there = tmp_path / "local", tmp_path / "slurm"
+    for folder in (local, there):
+        folder.mkdir()
+    tables = (f"{name}={tmp_path / name}.csv" for name in ("labels", "validation"))
+    keys = (f"data.path={tmp_path / 'clips'}", *tables, *KEYS)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.train", *keys, "launcher.ranks=2"],
+        cwd=local,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    code, out, err = cluster.python("-m", "launch.train", *keys, *SLURM, cwd=there)
+    assert code == 0, f"{out}\n{err}"
+    one, other = (
+        open_stage(next((folder / "runs" / "stages").glob("train-*"))) for folder in (local, there)
+    )
+    assert one.path.name == other.path.name
+    assert one.content == other.content
+    assert "[0] " in out
+    (job,) = jobs_below(there / "runs" / "train" / "jobs")
+    logs = sorted(path.name for path in (job.folder / "logs").glob("*rank*"))
+    assert logs == ["001-0-rank-0.log", "001-0-rank-1.log"]
+    code, again, err = cluster.python("-m", "launch.train", *keys, *SLURM, cwd=there)
+    assert code == 0, err
+    assert other.path.name in again
+    assert len(job.attempts()) == 1

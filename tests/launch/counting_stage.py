@@ -1,0 +1,43 @@
+"""A stage of small parts, made by tasks in tests; what a part does is told by files beside it."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+from lsb.artifact import Part, Stage, run_stage
+
+LETTERS = "abcdefgh"
+
+
+def write(name: str, orders: Path, folder: Path) -> dict[str, int]:
+    """Write a letter; first obey `<orders>/<name>.fail`, `.fail_once` or `.wait`."""
+    with open(orders / f"{name}.begun", "a") as stream:
+        stream.write(f"{os.getpid()} {os.environ.get('SLURMD_NODENAME', '')}\n")
+    if (orders / f"{name}.fail").exists():
+        raise ValueError(f"{name} cannot be decoded")
+    if (orders / f"{name}.fail_once").exists():
+        (orders / f"{name}.fail_once").unlink()
+        raise RuntimeError(f"{name} failed once")
+    while (orders / f"{name}.wait").exists():
+        time.sleep(0.05)
+    (folder / f"{name}.txt").write_text(name)
+    return {"letters": 1}
+
+
+def counting_stage(root: Path, orders: Path, letters: str = LETTERS) -> Stage:
+    """The stage, made by whoever makes stages here."""
+    orders.mkdir(parents=True, exist_ok=True)
+    parts = [Part(name, (f"{name}.txt",), partial(write, name, orders)) for name in letters]
+    return run_stage(root, "embed", config={}, inputs={}, parts=parts)
+
+
+def times_begun(orders: Path, letters: str = LETTERS) -> dict[str, int]:
+    """Letter -> how often some process began it."""
+    files = {name: orders / f"{name}.begun" for name in letters}
+    return {
+        name: len(file.read_text().splitlines()) if file.is_file() else 0
+        for name, file in files.items()
+    }

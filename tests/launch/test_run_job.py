@@ -1,0 +1,122 @@
+"""`run_job` against an executor that plays a script: what it submits, and when it gives up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from launch.executor import ENDED, PENDING, RUNNING, JobError, TaskState, run_job
+from launch.job import RANKS, Attempt, Job
+
+Look = dict[int, TaskState] | None | Callable[[], dict[int, TaskState]]
+
+
+class Script:
+    """An executor that answers each look with the next state of its script."""
+
+    name = "script"
+
+    def __init__(self, looks: Sequence[Look]) -> None:
+        self.looks = list(looks)
+        self.submitted: list[list[int]] = []
+
+    def submit(
+        self, job: Job, tasks: Sequence[int], code: str, after: Sequence[Attempt] = ()
+    ) -> list[Attempt]:
+        self.submitted.append(list(tasks))
+        return [job.new_attempt(self.name, tasks, code)]
+
+    def states(self, job: Job, attempts: Sequence[Attempt]) -> dict[int, TaskState] | None:
+        look = self.looks.pop(0)
+        return look() if callable(look) else look
+
+    def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
+        raise AssertionError("nothing is cancelled here")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    target = tmp_path / "stages" / "train-1"
+    folder = tmp_path / "jobs" / "train-1"
+    return Job.create(folder, stage="train", kind=RANKS, tasks=1, shards=["a"], target=target)
+
+
+def run(job: Job, *looks: Look, retries: int = 1) -> tuple[Script, list[str]]:
+    executor, said = Script(looks), []
+    run_job(
+        executor,
+        job,
+        "code-1",
+        retries=retries,
+        poll_seconds=0.001,
+        say=said.append,
+        remedy="give it again",
+    )
+    return executor, said
+
+
+def state(name: str, reason: str = "") -> dict[int, TaskState]:
+    return {0: TaskState(name, reason)}
+
+
+def finish(job: Job) -> Callable[[], dict[int, TaskState]]:
+    def look() -> dict[int, TaskState]:
+        job.target.mkdir(parents=True)
+        return state(RUNNING)
+
+    return look
+
+
+def test_what_is_missing_is_submitted_once(job: Job) -> None:
+    executor, said = run(job, {}, state(PENDING), state(RUNNING), state(RUNNING), finish(job))
+    assert executor.submitted == [[0]]
+    assert len(said) == len(set(said))  # each change is said once
+
+
+def test_what_is_under_way_is_not_submitted(job: Job) -> None:
+    executor, _ = run(job, state(RUNNING), finish(job))
+    assert executor.submitted == []
+
+
+def test_a_job_that_is_nowhere_for_a_moment_is_not_started_twice(job: Job) -> None:
+    gone = state(ENDED, "GONE")
+    executor, _ = run(job, state(RUNNING), gone, state(PENDING), gone, state(RUNNING), finish(job))
+    assert executor.submitted == []
+
+
+def test_a_failure_is_tried_again_and_then_told(job: Job) -> None:
+    job.fail(0, {"attempt": 2, "line": "no space left on device"})
+    failed = state(ENDED, "FAILED (NonZeroExitCode)")
+    looks = [{}, state(RUNNING), failed, failed, state(RUNNING), failed, failed]
+    with pytest.raises(JobError, match=r"failed: FAILED .*no space left on device.*give it again"):
+        run(job, *looks)
+    assert len(job.attempts()) == 2
+
+
+def test_cancelled_tasks_are_not_tried_again(job: Job) -> None:
+    ended = state(ENDED, "CANCELLED")
+    with pytest.raises(JobError, match="was cancelled"):
+        run(job, {}, state(RUNNING), ended, ended, retries=5)
+    assert len(job.attempts()) == 1
+
+
+def test_what_was_cancelled_before_is_submitted_by_a_new_command(job: Job) -> None:
+    ended = state(ENDED, "CANCELLED")
+    executor, _ = run(job, ended, ended, state(RUNNING), finish(job))
+    assert executor.submitted == [[0]]
+
+
+def test_an_executor_that_does_not_answer_is_waited_for(job: Job) -> None:
+    executor, said = run(job, None, None, state(RUNNING), finish(job))
+    assert executor.submitted == []
+    assert [line for line in said if "does not answer" in line] == [
+        "train-1: the executor does not answer, waiting"
+    ]
+
+
+def test_a_finished_job_asks_nobody(job: Job) -> None:
+    job.target.mkdir(parents=True)
+    executor, said = run(job)
+    assert executor.submitted == said == []

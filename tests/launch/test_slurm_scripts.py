@@ -1,0 +1,186 @@
+"""Rendered batch scripts: as they are in golden/, and clean by shellcheck.
+
+After a wanted change: VLMAE_GOLDEN=write pytest tests/launch/test_slurm_scripts.py, then look at
+the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.launcher_config import SlurmConfig
+from launch.slurm import render_script
+from launch.slurm.script import array_of
+
+GOLDEN = Path(__file__).parent / "golden"
+FOLDER = Path("/data/my runs/demo/jobs")
+
+CASES: dict[str, dict[str, Any]] = {
+    "array.sh": {
+        "config": {"resources": {"default": {"time": "04:00:00", "cpus": 2, "memory_gb": 8}}},
+        "script": {"stage": "embed", "kind": "shards", "tasks": [0, 1, 2, 3, 5]},
+    },
+    "array_second_block.sh": {
+        "config": {"at_once": 4, "requeues": 0},
+        "script": {
+            "stage": "cache",
+            "kind": "shards",
+            "tasks": [1000, 1001, 1004],
+            "offset": 1000,
+            "attempt": 2,
+            "after": ["17", "18"],
+        },
+    },
+    "ranks.sh": {
+        "config": {
+            "nodes": 2,
+            "ranks": 4,
+            "modules": ("cuda/12.8", "gcc"),
+            "setup": ("export NCCL_SOCKET_IFNAME=ib0",),
+            "container": "apptainer exec --nv /images/vlmae.sif",
+            "options": ("--mail-type=FAIL", '--comment="night run"'),
+            "signal_seconds": 300,
+            "resources": {
+                "default": {"partition": "gpu", "account": "lab", "qos": "high"},
+                "train": {
+                    "constraint": "h100&ib",
+                    "time": "1-00:00:00",
+                    "cpus": 8,
+                    "memory_gb": 64.5,
+                    "gpus": 1,
+                    "gpu_type": "h100",
+                },
+            },
+        },
+        "script": {"stage": "train", "kind": "ranks", "tasks": [0]},
+    },
+}
+
+
+def rendered(case: str) -> str:
+    given = CASES[case]
+    config = SlurmConfig(name="slurm", tasks=8, python="/opt/my env/bin/python", **given["config"])
+    stage = given["script"]["stage"]
+    options: dict[str, Any] = {
+        "name": f"{stage}-3f2a.0b1c2d3e.001",
+        "folder": FOLDER / f"{stage}-3f2a",
+        "code": FOLDER / "code-77aa",
+        "cwd": FOLDER.parent.parent.parent,
+        "attempt": 1,
+    }
+    return render_script(config, **{**options, **given["script"]})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scripts_are_those_in_golden(case: str) -> None:
+    file = GOLDEN / case
+    if os.environ.get("VLMAE_GOLDEN") == "write":
+        file.write_text(rendered(case))
+    assert rendered(case) == file.read_text(), "see the head of this file"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scripts_are_clean(case: str, tmp_path: Path) -> None:
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("no shellcheck: apt-get install shellcheck")
+    file = tmp_path / case
+    file.write_text(rendered(case))
+    done = subprocess.run([shellcheck, file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_scripts_of_the_cluster_of_tests_are_clean() -> None:
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("no shellcheck: apt-get install shellcheck")
+    folder = GOLDEN.parent.parent / "cluster" / "slurm"
+    files = sorted(folder.glob("*.sh"))
+    assert files
+    command = [shellcheck, "-x", *files]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_path_that_slurm_would_expand_is_refused() -> None:
+    config = SlurmConfig(name="slurm")
+    with pytest.raises(ValueError, match=r"/runs/50%/x has a character.*another folder"):
+        render_script(
+            config,
+            name="n",
+            stage="embed",
+            kind="shards",
+            folder=Path("/runs/50%/x"),
+            code=Path("/c"),
+            cwd=Path("/"),
+            attempt=1,
+            tasks=[0],
+        )
+
+
+def test_numbers_are_written_as_ranges() -> None:
+    assert array_of([5, 0, 1, 2, 7, 8]) == "0-2,5,7-8"
+    assert array_of([3]) == "3"
+
+
+def test_a_script_passes_signals_on_and_requeues_only_who_was_stopped(tmp_path: Path) -> None:
+    """The script itself is run, with a task and a scontrol that write down what happens."""
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/bash\ntrap \'echo told >>"$SEEN"; exit "$CODE"\' USR2\n'
+        'echo ready >>"$SEEN"\n[ "$CODE" = 0 ] && exit 0\nwhile :; do sleep 0.05; done\n'
+    )
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/bash\necho "$@" >>"$SEEN"\nexit 1\n')
+    for file in (python, scontrol):
+        file.chmod(0o755)
+    config = SlurmConfig(name="slurm", python=str(python), requeues=1)
+    script = tmp_path / "script.sh"
+    script.write_text(
+        render_script(
+            config,
+            name="n",
+            stage="embed",
+            kind="shards",
+            folder=tmp_path,
+            code=tmp_path,
+            cwd=tmp_path,
+            attempt=1,
+            tasks=[0],
+        )
+    )
+
+    def run(code: int, restarts: int, signal: bool) -> tuple[int, list[str]]:
+        seen = tmp_path / "seen"
+        seen.write_text("")
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SEEN": str(seen),
+            "CODE": str(code),
+            "SLURM_ARRAY_TASK_ID": "0",
+            "SLURM_JOB_ID": "9",
+            "SLURM_RESTART_COUNT": str(restarts),
+        }
+        process = subprocess.Popen(["bash", str(script)], env=environment)
+        try:
+            deadline = time.monotonic() + 60
+            while signal and "ready" not in seen.read_text() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            if signal:
+                process.send_signal(12)
+            return process.wait(timeout=60), seen.read_text().splitlines()
+        finally:
+            process.kill()
+
+    assert run(0, 0, signal=False) == (0, ["ready"])
+    assert run(75, 0, signal=True) == (75, ["ready", "told", "requeue 9"])
+    assert run(75, 1, signal=True) == (75, ["ready", "told"])
+    assert run(3, 0, signal=True) == (3, ["ready", "told"])
