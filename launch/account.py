@@ -32,7 +32,7 @@ from lsb.artifact import write_bytes, write_json
 from lsb.error_account import ModelAnswers, error_change
 from lsb.labelled import LABEL, PROBABILITY, UNLABELLED
 from lsb.labels_saved import LabelsSaved, labels_saved
-from lsb.ledger import Ledger, Row
+from lsb.ledger import HOURS, Ledger, Row
 from lsb.store import Store
 from vlmae.config import command
 from vlmae.metrics import seed_means
@@ -41,8 +41,6 @@ FloatArray = npt.NDArray[np.float64]
 Item = tuple[str, str]
 RANDOM = "random"
 ASKED = tuple(source for source in SOURCES if source not in ("gold", PSEUDO))
-HOURS = "hours"
-"""An entry of the ledger's costs with this ending counts hours of work, any other one money."""
 COUNTED = {
     "labels": "clips that people or the oracle have labelled so far; those of the model are free "
     "and not counted",

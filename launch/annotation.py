@@ -28,7 +28,7 @@ from lsb import ids as sample_ids
 from lsb.annotate.oracle import Oracle
 from lsb.annotate.simulated import COSTS, Judged, SimulatedAnnotators, SimulatedConfig
 from lsb.artifact import Counts, Part, Stage, run_stage
-from lsb.ledger import Ledger, Round
+from lsb.ledger import HOURS, Ledger, Round
 from lsb.selection import CHOSEN
 from vlmae.data.tombstones import without_tombstones
 
@@ -150,9 +150,10 @@ def _record(
     stays = recorded_round(settings.stages, ledger, record.round) is not None
     record_without_tombstones(settings.stages, ledger, record, candidates, annotations)
     for row in () if stays else costs.to_pylist():
-        ledger.record_cost(
-            record.round, row["labeller"], row["unit_price"], row["judgements"], entry="judgements"
-        )
+        number, payee, count = record.round, row["labeller"], row["judgements"]
+        ledger.record_cost(number, payee, row["unit_price"], count, entry="judgements")
+        if row["seconds"]:
+            ledger.record_cost(number, payee, row["seconds"] / 3600 / count, count, entry=HOURS)
 
 
 def _label(settings: Settings, shared: Shared, expanded: Stage, candidates: pa.Table) -> Stage:

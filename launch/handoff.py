@@ -26,7 +26,7 @@ from lsb.annotate.answers import SOURCE, Answer, Refused, Taken, take_answers
 from lsb.annotate.lines import read_lines, write_lines
 from lsb.annotate.simulated import unit_price
 from lsb.artifact import read_json, write_bytes, write_json
-from lsb.ledger import Ledger
+from lsb.ledger import HOURS, Ledger
 from vlmae.data.tombstones import read_tombstones
 
 FORMAT = "vlmae-handoff"
@@ -205,6 +205,9 @@ class RoundFolder:
             count, seconds = work[name]
             price = unit_price(self.config.price, self.config.hourly_wage, seconds / max(count, 1))
             ledger.record_cost(self.number, name, price, int(count), entry=COST_ENTRY)
+            if seconds:
+                hours = seconds / 3600 / max(count, 1)
+                ledger.record_cost(self.number, name, hours, int(count), entry=HOURS)
 
     def _tell(self, taken: Taken) -> Taken:
         text = "".join(f"{one.text}\n" for one in taken.refused)

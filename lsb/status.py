@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lsb.annotate import PSEUDO, SOURCES
 from lsb.console import console
-from lsb.ledger import AnnotatorQuality, Ledger, Row
+from lsb.ledger import HOURS, AnnotatorQuality, Ledger, Row
 from lsb.ledger.quality import current_votes
 
 
@@ -32,7 +32,7 @@ class RoundStatus:
         labelled: clips with a label of this round, of any source but a model.
         annotations: labels given to them.
         pseudo: labels that a model gave for this round alone.
-        cost: price times count, summed, in the units of `Ledger.record_cost`.
+        cost: money, price times count, summed, in the units of `Ledger.record_cost`.
     """
 
     round: int
@@ -120,7 +120,8 @@ def _rounds(ledger: Ledger, annotations: Iterable[Row]) -> list[RoundStatus]:
         clips[row["round"]].add(row["clip_id"])
     paid: dict[int, float] = defaultdict(float)
     for row in ledger.costs():
-        paid[row["round"]] += row["unit_price"] * row["count"]
+        if not row["entry"].endswith(HOURS):
+            paid[row["round"]] += row["unit_price"] * row["count"]
     return [
         RoundStatus(
             held.round,

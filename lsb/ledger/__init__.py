@@ -11,11 +11,12 @@ from lsb.ledger.ledger import Adjudicated, Ledger, Round
 from lsb.ledger.merge import MergeConfig
 from lsb.ledger.quality import AnnotatorQuality
 from lsb.ledger.rows import GOLD_LABELS
-from lsb.ledger.tables import ANNOTATED, SCHEMA_VERSION, Row
+from lsb.ledger.tables import ANNOTATED, HOURS, SCHEMA_VERSION, Row
 
 __all__ = [
     "ANNOTATED",
     "GOLD_LABELS",
+    "HOURS",
     "QUEUE",
     "SCHEMA_VERSION",
     "Adjudicated",

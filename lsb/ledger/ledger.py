@@ -258,7 +258,8 @@ class Ledger:
         Args:
             number: of the round.
             payee: labeller or source that was paid.
-            unit_price: of one label, in units of your choice, 0 or more.
+            unit_price: of one label, in units of your choice, 0 or more; hours where `entry`
+                ends with `lsb.ledger.HOURS`.
             count: labels paid for.
             entry: tells several payments of a round to one payee apart, e.g. a batch.
 

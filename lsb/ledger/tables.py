@@ -8,6 +8,8 @@ import sqlalchemy as sa
 
 from lsb.annotate import SOURCES
 
+HOURS = "hours"
+"""A cost whose entry ends so counts hours of work; any other counts money."""
 SCHEMA_VERSION = 2
 """Of the tables below; `lsb.ledger.migrations` brings older ledgers to it."""
 
