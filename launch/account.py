@@ -22,25 +22,20 @@ from rich.console import Console
 
 from launch.account_report import account_table, draw_account
 from launch.arms import Arms, run_arms
+from launch.found import Item, answers_of, found_in_round, operating_threshold, scored_pool
 from launch.growth import GrowthRound
 from launch.summary import COMPOSED, SYNTHETIC
 from lsb import ids as sample_ids
-from lsb.acquisition.confident_errors import confident_errors
-from lsb.annotate import PSEUDO, SOURCES
-from lsb.annotate.carried import representative_of
 from lsb.artifact import write_bytes, write_json
 from lsb.error_account import ModelAnswers, error_change
 from lsb.labelled import LABEL, PROBABILITY, UNLABELLED
 from lsb.labels_saved import LabelsSaved, labels_saved
 from lsb.ledger import HOURS, Ledger, Row
-from lsb.store import Store
 from vlmae.config import command
 from vlmae.metrics import seed_means
 
 FloatArray = npt.NDArray[np.float64]
-Item = tuple[str, str]
 RANDOM = "random"
-ASKED = tuple(source for source in SOURCES if source not in ("gold", PSEUDO))
 COUNTED = {
     "labels": "clips that people or the oracle have labelled so far; those of the model are free "
     "and not counted",
@@ -96,20 +91,24 @@ def account(arms: Arms, assumed: Prices | None = None) -> dict[str, Any]:
     rounds = arms.rounds[settings.arm]
     confidence = settings.expand.broadening.confidence
     with _ledger(arms, settings.arm) as ledger:
-        answers = [_answers(ledger, number) for number in range(len(rounds))]
+        answers = [answers_of(ledger, number) for number in range(len(rounds))]
         recorded = ledger.costs()
         costs = cumulative_costs(recorded or _assumed(assumed, answers), len(rounds))
         chosen = Counter(row["round"] for row in ledger.candidacies())
     entries = []
     for number, (entry, given) in enumerate(zip(rounds, answers, strict=True)):
         before = rounds[number - 1] if number else None
+        pool = None if before is None else scored_pool(before)
         entries.append(
             {
                 "round": entry.round,
                 "labels": entry.labels,
                 "asked": chosen[number] if number else len({clip for clip, _ in given}),
                 "answers": len(given),
-                "found": {task: _found(given, before, task, confidence) for task in settings.tasks},
+                "found": {
+                    task: found_in_round(given, before, pool, task, confidence)
+                    for task in settings.tasks
+                },
                 **{
                     clips: _changes(clips, before, entry, settings.tasks, confidence)
                     for clips in ("test", "gold")
@@ -168,60 +167,6 @@ def _ledger(arms: Arms, arm: str) -> Ledger:
     return Ledger.open(arms.folder.path / arm / "ledger.sqlite", create=False)
 
 
-def _answers(ledger: Ledger, number: int) -> dict[Item, int]:
-    """(clip, task) -> label, of what was first answered in a round."""
-    first: dict[Item, int] = {}
-    for row in ledger.annotations():  # by round
-        # A label carried from a copy was neither asked for nor paid.
-        if row["source"] in ASKED and representative_of(row["labeller"]) is None:
-            first.setdefault((row["clip_id"], row["task"]), row["round"])
-    return {
-        item: int(row["label"])
-        for item, row in ledger.counted(number, ASKED).items()
-        if first.get(item) == number and row["label"] is not None
-    }
-
-
-def _found(
-    answers: Mapping[Item, int], before: GrowthRound | None, task: str, confidence: float
-) -> dict[str, int | None]:
-    """Positives among a round's answers, and confident errors of the model that asked for them."""
-    labels = {clip: label for (clip, name), label in sorted(answers.items()) if name == task}
-    positives = sum(label == 1 for label in labels.values())
-    pool = None if before is None else _pool_store(before)
-    if pool is None or before is None:  # nobody chose them, or the round is history
-        return {
-            "answers": len(labels),
-            "positives": positives,
-            "scored": None,
-            "confident_errors": None,
-        }
-    ids = sample_ids.from_hex(list(labels))
-    scored = np.isin(ids, pool.ids)
-    column = PROBABILITY + task
-    probability = pool.take(ids[scored], [column])[column].to_numpy().astype(np.float64)
-    label_N = np.asarray(list(labels.values()), dtype=np.int8)[scored]
-    wrong = confident_errors(probability, label_N, _threshold(before, task), confidence)
-    return {
-        "answers": len(labels),
-        "positives": positives,
-        "scored": int(scored.sum()),
-        "confident_errors": int(wrong.sum()),
-    }
-
-
-def _pool_store(entry: GrowthRound) -> Store | None:
-    """The pool as the model of a round scored it."""
-    for stage in entry.stages.get("embed", []):
-        if stage.manifest["config"]["split"] == "pool":
-            return Store.open(stage.path)
-    return None
-
-
-def _threshold(entry: GrowthRound, task: str) -> float:
-    return float(entry.metrics[task]["at_threshold"]["threshold"])
-
-
 def _changes(
     clips: str,
     before: GrowthRound | None,
@@ -238,7 +183,8 @@ def _changes(
         label_N = new[LABEL + task].fill_null(pa.scalar(UNLABELLED, pa.int8())).to_numpy()
         earlier, later = (
             ModelAnswers(
-                table[PROBABILITY + task].to_numpy().astype(np.float64), _threshold(of, task)
+                table[PROBABILITY + task].to_numpy().astype(np.float64),
+                operating_threshold(of, task),
             )
             for table, of in ((old, before), (new, entry))
         )
@@ -284,7 +230,7 @@ def _random_curve(arms: Arms, assumed: Prices | None) -> dict[str, Any] | None:
         return None
     rounds = arms.rounds[RANDOM]
     with _ledger(arms, RANDOM) as ledger:
-        answers = [_answers(ledger, number) for number in range(len(rounds))]
+        answers = [answers_of(ledger, number) for number in range(len(rounds))]
         costs = cumulative_costs(ledger.costs() or _assumed(assumed, answers), len(rounds))
     return {
         "labels": [entry.labels for entry in rounds],

@@ -90,6 +90,7 @@ def summarise_comparison(
             "seeds": [int(unit["seed"]) for unit in units],
             "labels": _mean([one["labels"] for one in last]),
             "positives": {task: _mean([one["positives"][task] for one in last]) for task in tasks},
+            "confident_errors": _mean([_confident_errors(unit) for unit in units]),
             "scored": _mean(
                 [sum(one["counts"].get("scored", 0) for one in unit["rounds"]) for unit in units]
             ),
@@ -194,6 +195,15 @@ def _claims(cell: Cell, drawn: Mapping[tuple[str, str, str], Any]) -> dict[str, 
     }
 
 
+def _confident_errors(unit: Mapping[str, Any]) -> int:
+    """Found by asking, over all rounds and tasks."""
+    return sum(
+        task["confident_errors"] or 0
+        for entry in unit["rounds"]
+        for task in entry["found"].values()
+    )
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
@@ -231,7 +241,7 @@ def _metric_table(
         padding=(0, 1, 0, 0),
     )
     table.add_column("arm", no_wrap=True)
-    for name in ("scored", "found", *summary["cells"]):
+    for name in ("scored", "found", "errors", *summary["cells"]):
         table.add_column(name, justify="right", no_wrap=True)
     first = summary["cells"][0]
     for arm, entry in sorted(
@@ -239,7 +249,8 @@ def _metric_table(
     ):
         found = "+".join(f"{count:.0f}" for count in entry["positives"].values())
         cells = (percentage_interval(entry["cells"][cell][metric]) for cell in summary["cells"])
-        table.add_row(arm, f"{entry['scored']:.0f}", found, *cells)
+        numbers = (f"{entry['scored']:.0f}", found, f"{entry['confident_errors']:.0f}")
+        table.add_row(arm, *numbers, *cells)
     return table
 
 

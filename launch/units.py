@@ -13,11 +13,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from launch.found import answers_of, found_in_round, scored_pool
 from launch.growth import GrowthRound, grow
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from launch.shared import Shared
+from launch.shortlist import embed_scored
 from lsb.artifact import fingerprint, read_json, waiting_for_others, write_json
+from lsb.ids import from_hex
+from lsb.ledger import Ledger
+from lsb.store import Store
 from vlmae.config import compose_config
 
 UNIT_FILE = "unit.json"
@@ -94,9 +99,41 @@ class Comparison:
         run_folder = RunFolder(self.folder, self.identity)
         with waiting_for_others():  # arms share the first model of a seed, and more
             rounds = grow(settings, self.shared, run_folder, _silent, place)
-        result = {"made_of": made_of, **asdict(unit), "rounds": [result_of(one) for one in rounds]}
+            found = self._found(settings, place, rounds)
+        told = [{**result_of(one), "found": what} for one, what in zip(rounds, found, strict=True)]
+        result = {"made_of": made_of, **asdict(unit), "rounds": told}
         write_json(file, result)
         return result
+
+    def _found(
+        self, settings: Settings, place: Path, rounds: Sequence[GrowthRound]
+    ) -> list[dict[str, dict[str, int | None]]]:
+        """Round -> task -> what asking found.
+
+        Arms that score nothing are measured alike: their models score what was asked, afterwards.
+        That spends no scoring budget, since nothing is chosen by it.
+        """
+        confidence = settings.expand.broadening.confidence
+        found = []
+        with Ledger.open(place / "ledger.sqlite", create=False) as ledger:
+            for number in range(len(rounds)):
+                answers = answers_of(ledger, number)
+                before = rounds[number - 1] if number else None
+                pool = None
+                if before is not None:
+                    pool = scored_pool(before)
+                    if pool is None:
+                        asked = from_hex(sorted({clip for clip, _ in answers}))
+                        model = before.stages["train"][0]
+                        stage = embed_scored(settings, self.shared, model, "pool", asked)
+                        pool = Store.open(stage.path)
+                found.append(
+                    {
+                        task: found_in_round(answers, before, pool, task, confidence)
+                        for task in settings.tasks
+                    }
+                )
+        return found
 
 
 def result_of(entry: GrowthRound) -> dict[str, Any]:

@@ -39,13 +39,15 @@ def evaluated(root: Path, name: str, skill: float, seed: int) -> np.ndarray:
 
 
 def unit(name: str, seed: int) -> dict[str, Any]:
-    last = {
+    last: dict[str, Any] = {
         "labels": 300,
         "positives": {"policy": 40 + seed},
         "counts": {"scored": 96},
         "evaluated": name,
     }
-    return {"seed": seed, "rounds": [{**last, "counts": {}}, last, last]}
+    last["found"] = {"policy": {"confident_errors": 5 + seed}}
+    first = {**last, "counts": {}, "found": {"policy": {"confident_errors": None}}}
+    return {"seed": seed, "rounds": [first, last, last]}
 
 
 @pytest.fixture
@@ -78,6 +80,7 @@ def test_counts_are_means_over_seeds_and_scored_clips_sums_over_rounds(summary: 
     assert entry["labels"] == 300
     assert entry["positives"] == {"policy": 41.5}
     assert entry["scored"] == 192
+    assert entry["confident_errors"] == np.mean([2 * 6, 2 * 7])
 
 
 def test_the_winner_is_named_with_a_paired_interval(summary: Any) -> None:

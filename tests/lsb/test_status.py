@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from annotated_ledger import fill
 
-from lsb.ledger import Ledger
+from lsb.ledger import HOURS, Ledger
 from lsb.status import RoundStatus, TaskStatus, main, status
 
 
@@ -31,6 +31,16 @@ def test_counts(ledger_location: str) -> None:
         ("oracle:noise=0.0", "x"): (0, 0),
         ("oracle:noise=0.0", "y"): (0, 0),
     }
+
+
+def test_hours_of_work_are_no_money(ledger_location: str) -> None:
+    fill(ledger_location)
+    with Ledger.open(ledger_location) as ledger:
+        before = [one.cost for one in status(ledger).rounds]
+        assert ledger.record_cost(1, "ann", 0.01, 300, entry=HOURS)
+        after = status(ledger)
+    assert [one.cost for one in after.rounds] == before
+    assert HOURS in {row["entry"] for row in after.costs}
 
 
 def test_page(ledger_location: str, capsys: pytest.CaptureFixture[str]) -> None:
