@@ -32,6 +32,7 @@ from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
 from lsb.search.faiss_config import FaissConfig
 from lsb.search.faiss_index import build_index, train_index
+from lsb.shortlist.config import UNSCORED
 from lsb.store import Store
 from vlmae.checkpoint import CHECKPOINT, load_checkpoint
 from vlmae.data.tombstones import without_tombstones
@@ -215,7 +216,7 @@ def _recorded(settings: Settings, ledger: Ledger, number: int) -> _Brought | Non
     if held is None:
         return None
     stage = expansion_of(settings.stages, held, settings.expand)
-    threshold, counts = (read_threshold(stage), stage.counts) if stage else (None, {})
+    threshold, counts = (read_threshold(stage), _counts(settings, stage)) if stage else (None, {})
     return _Brought(None, held.checkpoint_hash, held.store_hash, threshold, counts)
 
 
@@ -265,10 +266,16 @@ def _expand(
         checkpoint.sha256,
         found.pool.content,
         read_threshold(found.broadened or stage),
-        {**stage.counts, "scored": found.scored},
+        _counts(settings, stage),
         found.shortlist,
         model if found.thresholds else None,
     )
+
+
+def _counts(settings: Settings, expanded: Stage) -> dict[str, int]:
+    """Those of an expansion, and how many clips of the pool were scored for it."""
+    unscored = settings.shortlist.method == UNSCORED
+    return {**expanded.counts, "scored": 0 if unscored else expanded.counts["pool"]}
 
 
 def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:

@@ -48,7 +48,6 @@ class Choice:
         gold: store of the gold clips, of the same kind.
         thresholds: task -> operating threshold; empty where nothing is scored.
         expand: how to choose among them.
-        scored: clips of the pool that the model was run on.
         shortlist: stage of the shortlist; None where there is none.
     """
 
@@ -56,7 +55,6 @@ class Choice:
     gold: Stage
     thresholds: Mapping[str, float]
     expand: ExpandConfig
-    scored: int
     shortlist: Stage | None = None
 
     @property
@@ -100,14 +98,14 @@ def choice(
             run("embed", partial(embed_scored, settings, shared, trained, split, None))
             for split in ("pool", "gold")
         )
-        return Choice(pool, held, thresholds, settings.expand, pool.counts["rows"])
+        return Choice(pool, held, thresholds, settings.expand)
     if config.method == UNSCORED:
         _require_unscored(settings)
         pool, held = (
             run("pooled", partial(embed_frozen, settings, shared, split))
             for split in ("pool", "gold")
         )
-        return Choice(pool, held, {}, settings.expand, 0)
+        return Choice(pool, held, {}, settings.expand)
     gold_ids = np.sort(sample_ids.from_arrow(gold["id"]))
     held = run("embed", partial(embed_scored, settings, shared, trained, "gold", gold_ids))
     if config.method == LOOKALIKES:
@@ -120,7 +118,7 @@ def choice(
     chosen = settings.expand
     if config.method == LOOKALIKES:  # broadening is done: the order of the acquisition chooses
         chosen = replace(chosen, broadening=NO_SEEDS, threshold=ThresholdConfig(mode="none"))
-    return Choice(pool, held, thresholds, chosen, pool.counts["rows"], listed)
+    return Choice(pool, held, thresholds, chosen, listed)
 
 
 def with_provenance(candidates: pa.Table, listed: Stage) -> pa.Table:

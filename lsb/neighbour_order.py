@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lsb.acquisition.core_set import FarthestFirst
-from lsb.acquisition.typiclust import cluster
 from lsb.basket import Basket, Offer, Pool, Reach, Source
 from lsb.ids import IdArray, from_arrow, from_bytes, to_bytes
 from lsb.lookalike_chance import any_lookalike
@@ -101,6 +100,8 @@ def clusters_of(
     """Cluster of every clip, by k-means; empty without a cap."""
     if config.per_cluster_cap is None or not len(found.ids):
         return {}
+    from lsb.acquisition.typiclust import cluster  # faiss is loaded only where clusters are capped
+
     count = min(config.clusters, len(found.ids))
     number = cluster(found.ids, vectors_CD, count, seed=0, round=0)
     return dict(zip(to_bytes(found.ids), number.tolist(), strict=True))
