@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lsb.acquisition.core_set import FarthestFirst
 from lsb.basket import Basket, Offer, Pool, Reach, Source
 from lsb.ids import IdArray, from_arrow, from_bytes, to_bytes
 from lsb.lookalike_chance import any_lookalike
@@ -161,6 +160,8 @@ def by_diversity(
         basket: to fill. A clip that it turns down is no centre.
         clusters: of these clips; empty where clusters are not capped.
     """
+    from lsb.acquisition.core_set import FarthestFirst  # torch is loaded only where it is needed
+
     # Credit goes to the most similar seed, then to the heavier one.
     order = np.lexsort((found.source, -found.similarity, found.clip))
     offers = list(_offers(sources, found, order, clusters))
