@@ -42,7 +42,7 @@ def first_clips(settings: Settings, truth: pa.Table) -> pa.Table:
 def gold_clips(settings: Settings, truth: pa.Table) -> pa.Table:
     """Gold clips that are labelled; never trained on."""
     gold = of_split(truth, "gold")
-    return gold if settings.clips.gold is None else _by_id(gold).slice(0, settings.clips.gold)
+    return gold if settings.clips.gold is None else by_id(gold).slice(0, settings.clips.gold)
 
 
 def measured_clips(settings: Settings, truth: pa.Table) -> pa.Table:
@@ -53,7 +53,7 @@ def measured_clips(settings: Settings, truth: pa.Table) -> pa.Table:
     """
     if settings.clips.measured == "test":
         return of_split(truth, "test")
-    rest = _by_id(of_split(truth, "gold")).slice(settings.clips.gold or 0)
+    rest = by_id(of_split(truth, "gold")).slice(settings.clips.gold or 0)
     if not rest.num_rows:
         raise ValueError(
             f"clips.measured is development, but clips.gold is {settings.clips.gold} and the split "
@@ -62,5 +62,6 @@ def measured_clips(settings: Settings, truth: pa.Table) -> pa.Table:
     return rest
 
 
-def _by_id(table: pa.Table) -> pa.Table:
+def by_id(table: pa.Table) -> pa.Table:
+    """A table of clips in the order of their ids, which are hashes."""
     return table.take(np.argsort(sample_ids.from_arrow(table["id"]), kind="stable"))

@@ -23,7 +23,7 @@ from lsb import ids as sample_ids
 from lsb.annotate import PSEUDO, annotation_table
 from lsb.artifact import Counts, Part, Stage, fingerprint, read_json, run_stage, write_json
 from lsb.ids import IdArray
-from lsb.labelled import LABEL, PROBABILITY, UNLABELLED, Labelled
+from lsb.labelled import Labelled, label_array, with_probabilities
 from lsb.ledger import Ledger
 from lsb.pseudo import LabelledClips, PseudoConfig, pseudo_label
 from lsb.store import Store
@@ -277,10 +277,7 @@ def _gold_clips(store: Store, gold: pa.Table, thresholds: Mapping[str, float]) -
     """Gold clips that the model could score, with its predictions."""
     gold = gold.take(np.flatnonzero(np.isin(sample_ids.from_arrow(gold["id"]), store.ids)))
     ids = sample_ids.from_arrow(gold["id"])
-    columns = [PROBABILITY + task for task in thresholds]
-    scored = store.take(ids, columns)
-    for name in columns:
-        gold = gold.append_column(name, scored[name].cast(pa.float64()))
+    gold = with_probabilities(gold, store, thresholds)
     return Labelled.from_table(gold, store.vectors(ids), thresholds)
 
 
@@ -289,16 +286,7 @@ def _labelled_clips(
 ) -> LabelledClips:
     """The training set in the model's latent space, by id."""
     ids = sample_ids.from_arrow(labelled["id"])
-    labels = {
-        task: np.asarray(
-            [
-                UNLABELLED if label is None else label
-                for label in labelled[LABEL + task].to_pylist()
-            ],
-            dtype=np.int8,
-        )
-        for task in tasks
-    }
+    labels = {task: label_array(labelled, task) for task in tasks}
     vectors, rows = [], []
     for store in stores:
         at = np.flatnonzero(np.isin(ids, store.ids))

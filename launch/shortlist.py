@@ -19,7 +19,7 @@ from lsb.acquisition.broadening_config import BroadeningConfig
 from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, write_json
 from lsb.expand import ExpandConfig
 from lsb.ids import IdArray
-from lsb.labelled import LABEL, PROBABILITY, UNLABELLED, Labelled
+from lsb.labelled import Labelled, label_array, with_probabilities
 from lsb.shortlist.config import EVERY, UNSCORED
 from lsb.shortlist.known import Known
 from lsb.shortlist.lookalikes import lookalikes
@@ -313,10 +313,7 @@ def _write_lookalikes(
         Store.open(stores[split], verify=False) for split in ("pool", "first", "gold")
     )
     ids = sample_ids.from_arrow(gold["id"])
-    columns = [PROBABILITY + task for task in thresholds]
-    predicted = Store.open(scored, verify=False).take(ids, columns)
-    for name in columns:
-        gold = gold.append_column(name, predicted[name].cast(pa.float64()))
+    gold = with_probabilities(gold, Store.open(scored, verify=False), thresholds)
     table, found = lookalikes(
         pool,
         Labelled.from_table(gold, held.vectors(ids), thresholds),
@@ -345,12 +342,6 @@ def _known(labelled: pa.Table, stores: list[Store], tasks: list[str]) -> Known:
         vectors[held] = store.vectors(ids[held])
         waiting[held] = False
     kept = np.flatnonzero(~waiting)  # a clip that was taken down since is in no store
-    labels = {
-        task: np.asarray(
-            [UNLABELLED if label is None else label for label in labelled[column].to_pylist()],
-            dtype=np.int8,
-        )[kept]
-        for task, column in ((task, LABEL + task) for task in tasks)
-    }
+    labels = {task: label_array(labelled, task)[kept] for task in tasks}
     keys = sample_ids.texts(labelled["key"])
     return Known(ids[kept], [keys[row] for row in kept], vectors[kept], labels)

@@ -23,13 +23,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from launch.arms import task_overrides
-from launch.clips import of_split
+from launch.clips import by_id, of_split
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from launch.shared import Shared, prepare_shared, train_stage
 from launch.step_time import step_times
 from launch.variant_table import print_variants, summarise_variants
-from lsb import ids as sample_ids
 from lsb.artifact import Stage, write_json
 from vlmae.config import as_dict, build, command, compose_config
 from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics
@@ -110,7 +109,7 @@ def split_clips(shared: Shared, config: VariantsConfig) -> Clips:
     Raises:
         ValueError: there are too few clips.
     """
-    first, pool = (_by_id(of_split(shared.truth, split)) for split in ("first", "pool"))
+    first, pool = (by_id(of_split(shared.truth, split)) for split in ("first", "pool"))
     more = max(0, config.labels - first.num_rows)
     if pool.num_rows < more + config.development:
         raise ValueError(
@@ -215,10 +214,6 @@ def _each(
     for number, (job, result) in enumerate(zip(jobs, pool.map(work, jobs), strict=True), 1):
         console.log(f"{title}: {number} of {len(jobs)} ({job.variant}, grid point {job.point})")
         yield job, result
-
-
-def _by_id(table: pa.Table) -> pa.Table:
-    return table.take(np.argsort(sample_ids.from_arrow(table["id"]), kind="stable"))
 
 
 if __name__ == "__main__":

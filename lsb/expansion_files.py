@@ -18,7 +18,7 @@ from lsb import ids as sample_ids
 from lsb.expand import ExpandConfig, Expansion, Find, expand
 from lsb.files import write_json
 from lsb.ids import IdArray
-from lsb.labelled import PROBABILITY, Labelled
+from lsb.labelled import Labelled, with_probabilities
 from lsb.lookalike_plot import plot_precision
 from lsb.media_hashes import MediaHashes
 from lsb.search.config import NOT_HASHED, SearchConfig
@@ -107,10 +107,7 @@ def expand_stores(
     """
     gold_store = Store.open(gold, verify=verify)
     ids = sample_ids.from_arrow(labels["id"])
-    columns = [PROBABILITY + task for task in thresholds]
-    scored = gold_store.take(ids, columns)
-    for name in columns:
-        labels = labels.append_column(name, scored[name].cast(pa.float64()))
+    labels = with_probabilities(labels, gold_store, thresholds)
     labelled = Labelled.from_table(labels, gold_store.vectors(ids), thresholds)
     store = Store.open(pool, verify=verify)
     return expand(

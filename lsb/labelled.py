@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lsb.ids import IdArray, from_arrow, require_unique
+from lsb.store import Store
 
 UNLABELLED = -1
 """Stands for "no label" in int8 label arrays; null in tables."""
@@ -97,8 +98,7 @@ class Labelled:
                     raise ValueError(
                         f"labelled clips have no column {column!r}, only {table.column_names}"
                     )
-            values = [UNLABELLED if v is None else v for v in table[LABEL + task].to_pylist()]
-            labels[task] = np.asarray(values, dtype=np.int8)
+            labels[task] = label_array(table, task)
             probabilities[task] = np.asarray(table[PROBABILITY + task].to_numpy(), dtype=np.float64)
         return cls(
             ids=from_arrow(table["id"]),
@@ -108,3 +108,18 @@ class Labelled:
             probabilities=probabilities,
             operating_thresholds=dict(operating_thresholds),
         )
+
+
+def label_array(table: pa.Table, task: str) -> npt.NDArray[np.int8]:
+    """Column `label_<task>` of a table of N clips, (N,) int8; null becomes `UNLABELLED`."""
+    values = [UNLABELLED if v is None else v for v in table[LABEL + task].to_pylist()]
+    return np.asarray(values, dtype=np.int8)
+
+
+def with_probabilities(labels: pa.Table, scored: Store, tasks: Iterable[str]) -> pa.Table:
+    """A table of labelled clips with `probability_<task>`, float64, of a store that holds them."""
+    columns = [PROBABILITY + task for task in tasks]
+    found = scored.take(from_arrow(labels["id"]), columns)
+    for name in columns:
+        labels = labels.append_column(name, found[name].cast(pa.float64()))
+    return labels
