@@ -15,7 +15,7 @@ from label_studio_server import LabelStudioServer, label_studio
 from people import BUDGET, PeopleRun
 from tiny_run import TinyRun, run_python
 
-from lsb.ledger import Ledger, MergeConfig
+from lsb.ledger import HOURS, Ledger, MergeConfig
 
 __all__ = ["label_studio"]
 pytestmark = pytest.mark.slow
@@ -180,10 +180,12 @@ def trained_on(run: PeopleRun) -> None:
         assert len(queue) == 5
         assert ledger.adjudicate(MergeConfig()).recorded == 0
         people = {row["clip_id"] for row in ledger.annotations() if row["source"] == "human"}
-        costs = {row["payee"]: row for row in ledger.costs()}
-    assert costs["ann@example.com"]["count"] == 60
-    assert costs["bob@example.com"]["count"] == 57  # a skip takes time, too
-    assert costs["ann@example.com"]["unit_price"] == pytest.approx(18 * 2 / 3600)
+        costs = {(row["payee"], row["entry"]): row for row in ledger.costs()}
+    ann, bob = "ann@example.com", "bob@example.com"
+    assert costs[ann, "hand-off"]["count"] == 60
+    assert costs[bob, "hand-off"]["count"] == 57  # a skip takes time, too
+    assert costs[ann, "hand-off"]["unit_price"] == pytest.approx(18 * 2 / 3600)
+    assert costs[ann, HOURS]["unit_price"] == pytest.approx(2 / 3600)
     assert len(people) == BUDGET
     (summary,) = (run.folder / "runs" / "people").glob("summary.json")
     rounds = json.loads(summary.read_text())["rounds"]
