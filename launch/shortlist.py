@@ -12,28 +12,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.expansion import identity_of
+from launch.known import known_clips
 from launch.settings import Settings
 from launch.shared import Shared
+from launch.stream_shortlist import SHORTLIST_FILE, stream_shortlist_stage
 from lsb import ids as sample_ids
 from lsb.acquisition.broadening_config import BroadeningConfig
 from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, write_json
 from lsb.expand import ExpandConfig
 from lsb.ids import IdArray
-from lsb.labelled import Labelled, label_array, with_probabilities
+from lsb.labelled import Labelled, with_probabilities
 from lsb.shortlist.config import EVERY, UNSCORED
-from lsb.shortlist.known import Known
 from lsb.shortlist.lookalikes import lookalikes
 from lsb.shortlist.shortlist import shortlist
 from lsb.shortlist.table import SHORTLIST
 from lsb.store import Store
 from lsb.threshold import ThresholdConfig
-from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled
+from lsb.views import fit_views
+from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled, pooled_widths
 
-LOOKALIKES = "lookalikes"
+LOOKALIKES, STREAMS = "lookalikes", "streams"
 THRESHOLD_FILE = "threshold.json"
 CURVE_FILE = "lookalikes.parquet"
 """Beside a shortlist of lookalikes: LT in pooled space, and the evidence it was calibrated on."""
-FILE = "shortlist.parquet"
 NO_SEEDS = BroadeningConfig(entropy=0, confident_error=0)
 Run = Callable[[str, Callable[[], Stage]], Stage]
 """Runs one stage under a name, as the clock of a round does."""
@@ -110,13 +111,18 @@ def choice(
     held = run("embed", partial(embed_scored, settings, shared, trained, "gold", gold_ids))
     if config.method == LOOKALIKES:
         make = partial(lookalikes_stage, gold=gold, scored=held, thresholds=thresholds)
+    elif config.method == STREAMS:
+        make = partial(_streams, gold=gold)
     else:
         make = partial(shortlist_stage)
     listed = run("shortlist", partial(make, settings, shared, labelled, exclude, number, run))
-    ids = sample_ids.from_arrow(pq.read_table(listed.path / FILE, columns=["id"])["id"])
+    ids = sample_ids.from_arrow(pq.read_table(listed.path / SHORTLIST_FILE, columns=["id"])["id"])
     pool = run("embed", partial(embed_scored, settings, shared, trained, "pool", ids))
     chosen = settings.expand
-    if config.method == LOOKALIKES:  # broadening is done: the order of the acquisition chooses
+    if config.method in (
+        LOOKALIKES,
+        STREAMS,
+    ):  # broadening is done: the order of the acquisition chooses
         chosen = replace(chosen, broadening=NO_SEEDS, threshold=ThresholdConfig(mode="none"))
     return Choice(pool, held, thresholds, chosen, listed)
 
@@ -128,7 +134,7 @@ def with_provenance(candidates: pa.Table, listed: Stage) -> pa.Table:
         candidates: schema `lsb.selection.CHOSEN`, of a choice among a shortlist.
         listed: the shortlist.
     """
-    table = pq.read_table(listed.path / FILE)
+    table = pq.read_table(listed.path / SHORTLIST_FILE)
     row = {name: index for index, name in enumerate(table["id"].to_pylist())}
     brought = table.take([row[name] for name in candidates["id"].to_pylist()])
     for name in SHORTLIST.names[2:]:
@@ -153,13 +159,15 @@ def shortlist_stage(
         run("pooled", partial(embed_frozen, settings, shared, split)) for split in ("pool", "first")
     )
     budget = settings.expand.selection.budget
-    work = partial(_write, settings, pool.path, first.path, labelled, exclude, number, budget)
+    widths = pooled_widths(shared.source) if settings.shortlist.whiten else {}
+    stores = (pool.path, first.path)
+    work = partial(_write, settings, stores, widths, labelled, exclude, number, budget)
     return run_stage(
         settings.stages,
         "shortlist",
         config={"shortlist": config.identity(), "weights": weights, "round": number, "of": budget},
         inputs={**_inputs(labelled, exclude), "pool": pool.content, "first": first.content},
-        parts=[Part("shortlist", (FILE,), work)],
+        parts=[Part("shortlist", (SHORTLIST_FILE,), work)],
     )
 
 
@@ -188,10 +196,7 @@ def lookalikes_stage(
         scored: the gold clips as the model scores them, which was not trained on them.
         thresholds: operating thresholds of the model.
     """
-    stores = {
-        split: run("pooled", partial(embed_frozen, settings, shared, split))
-        for split in ("pool", "first", "gold")
-    }
+    stores = _pooled(settings, shared, run)
     paths = {split: stage.path for split, stage in stores.items()}
     work = partial(
         _write_lookalikes,
@@ -219,8 +224,29 @@ def lookalikes_stage(
             "gold labels": fingerprint(gold.to_pylist()),
             "scored": scored.content,
         },
-        parts=[Part("shortlist", (FILE, THRESHOLD_FILE, CURVE_FILE), work)],
+        parts=[Part("shortlist", (SHORTLIST_FILE, THRESHOLD_FILE, CURVE_FILE), work)],
     )
+
+
+def _streams(
+    settings: Settings,
+    shared: Shared,
+    labelled: pa.Table,
+    exclude: IdArray,
+    number: int,
+    run: Run,
+    *,
+    gold: pa.Table,
+) -> Stage:
+    stores = _pooled(settings, shared, run)
+    return stream_shortlist_stage(settings, shared, stores, labelled, exclude, number, gold=gold)
+
+
+def _pooled(settings: Settings, shared: Shared, run: Run) -> dict[str, Stage]:
+    return {
+        split: run("pooled", partial(embed_frozen, settings, shared, split))
+        for split in ("pool", "first", "gold")
+    }
 
 
 def _inputs(labelled: pa.Table, exclude: IdArray) -> dict[str, str]:
@@ -274,27 +300,31 @@ def _require_unscored(settings: Settings) -> None:
 
 def _write(
     settings: Settings,
-    pool: Path,
-    first: Path,
+    stores: tuple[Path, Path],
+    widths: Mapping[str, int],
     labelled: pa.Table,
     exclude: IdArray,
     number: int,
     budget: int,
     output: Path,
 ) -> Counts:
-    store = Store.open(pool, verify=False)
-    weights = settings.expand.acquisition.task_weights
-    known = _known(labelled, [store, Store.open(first, verify=False)], list(weights))
+    store, first = (Store.open(path, verify=False) for path in stores)
+    config, weights = settings.shortlist, settings.expand.acquisition.task_weights
+    known = known_clips(labelled, [store, first], list(weights))
+    views = None
+    if config.whiten:
+        views = fit_views(store, widths, shrinkage=config.shrinkage, seed=config.seed)
     table = shortlist(
         store,
         known,
-        settings.shortlist,
-        count=settings.shortlist.clips(len(store), budget),
+        config,
+        count=config.clips(len(store), budget),
         task_weights=weights,
         exclude=exclude,
         round=number,
+        views=views,
     )
-    pq.write_table(table, output / FILE)
+    pq.write_table(table, output / SHORTLIST_FILE)
     return {"clips": table.num_rows}
 
 
@@ -317,31 +347,16 @@ def _write_lookalikes(
     table, found = lookalikes(
         pool,
         Labelled.from_table(gold, held.vectors(ids), thresholds),
-        _known(labelled, [pool, first], list(settings.expand.acquisition.task_weights)),
+        known_clips(labelled, [pool, first], list(settings.expand.acquisition.task_weights)),
         settings.expand,
         settings.shortlist,
         count=settings.shortlist.clips(len(pool), settings.expand.selection.budget),
         exclude=exclude,
         round=number,
     )
-    pq.write_table(table, output / FILE)
+    pq.write_table(table, output / SHORTLIST_FILE)
     pq.write_table(found.curve, output / CURVE_FILE)
     threshold = asdict(found.threshold) if found.threshold else None
     write_json(output / THRESHOLD_FILE, {"threshold": threshold, "refusal": found.refusal})
     counts = {name: found.counts[name] for name in found.counts if name.startswith("seeds_")}
     return {"clips": table.num_rows, "lookalikes": found.counts["lookalike"], **counts}
-
-
-def _known(labelled: pa.Table, stores: list[Store], tasks: list[str]) -> Known:
-    """Labelled clips with vectors from whichever store holds them."""
-    ids = sample_ids.from_arrow(labelled["id"])
-    vectors = np.empty((len(ids), stores[0].dimension), np.float32)
-    waiting = np.ones(len(ids), np.bool_)
-    for store in stores:
-        held = np.flatnonzero(waiting & np.isin(ids, store.ids))
-        vectors[held] = store.vectors(ids[held])
-        waiting[held] = False
-    kept = np.flatnonzero(~waiting)  # a clip that was taken down since is in no store
-    labels = {task: label_array(labelled, task)[kept] for task in tasks}
-    keys = sample_ids.texts(labelled["key"])
-    return Known(ids[kept], [keys[row] for row in kept], vectors[kept], labels)

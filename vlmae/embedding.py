@@ -135,6 +135,12 @@ def embed_pooled(
     return _embed(root, source, config, "pooled", {}, {}, work, on_part, search)
 
 
+def pooled_widths(source: TokenSource) -> dict[str, int]:
+    """Stream -> elements, in the order in which they lie in a vector of `embed_pooled`."""
+    streams = widths(build_towers(source.towers["vl"], source.towers["audio"]).streams)
+    return {name: streams[name] for name in sorted(streams)}
+
+
 def embed_fused(
     root: Path,
     source: TokenSource,
@@ -291,8 +297,7 @@ def _embed_pooled_shard(
         )
         for tokens in (frozen_tokens(table, group, suffix) for group in groups)
     ]
-    towers = build_towers(source.towers["vl"], source.towers["audio"])
-    empty = np.zeros((0, sum(widths(towers.streams).values())), np.float32)
+    empty = np.zeros((0, sum(pooled_widths(source).values())), np.float32)
     vectors = np.concatenate([empty, *pieces])
     clips = _clips(table, rows)
     return _write(output, shard, vectors, clips, quarantine, config, "pooled", search)

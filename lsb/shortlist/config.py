@@ -7,7 +7,7 @@ from typing import Any
 
 UNSCORED = "pooled"
 EVERY = "all"
-SHORTLISTS = ("random", "lookalikes", "seals", "anchoral", "proxy")
+SHORTLISTS = ("random", "lookalikes", "streams", "seals", "anchoral", "proxy")
 """Orders of a pooled store, the first of which are scored."""
 NAMES = (EVERY, UNSCORED, *SHORTLISTS)
 
@@ -23,7 +23,8 @@ class ShortlistConfig:
         name: where everything may be scored: "all" does; "pooled" scores nothing and chooses on
             pooled vectors; the others as `limited`.
         limited: where `share` is below 1: "random", "lookalikes" (of seeds, by the arm's broadening
-            and LT in pooled space), "seals", "anchoral", "proxy", or "pooled".
+            and LT in pooled space), "streams" (lookalikes of labelled positives, stream by stream),
+            "seals", "anchoral", "proxy", or "pooled".
         share: largest share of the pool that is scored in a round, the scoring budget.
         neighbours: of each labelled clip for "seals" (100 in the paper), of each anchor for
             "anchoral" (50).
@@ -31,6 +32,9 @@ class ShortlistConfig:
         subpool: most clips of an "anchoral" shortlist, within the scoring budget.
         per_seed: most lookalikes that one seed brings into a shortlist.
         penalty: of the logistic heads of "proxy".
+        whiten: whether the heads of "proxy" are fitted on whitened streams, see `lsb.views`.
+        shrinkage: of the streams' covariances for "streams" and `whiten`.
+        sharpness: for "streams", how much more the nearest seeds count than all others.
         seed: of chance.
     """
 
@@ -42,6 +46,9 @@ class ShortlistConfig:
     subpool: int = 10_000
     per_seed: int = 50
     penalty: float = 1.0
+    whiten: bool = False
+    shrinkage: float = 0.3
+    sharpness: float = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,8 +66,13 @@ class ShortlistConfig:
         for name in ("neighbours", "anchors", "subpool", "per_seed"):
             if getattr(self, name) < 1:
                 raise ValueError(f"shortlist.{name} is {getattr(self, name)}: give at least 1")
-        if not self.penalty > 0:
-            raise ValueError(f"shortlist.penalty is {self.penalty}: give a positive number")
+        for name in ("penalty", "sharpness"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"shortlist.{name} is {getattr(self, name)}: give a positive number"
+                )
+        if not 0 < self.shrinkage <= 1:
+            raise ValueError(f"shortlist.shrinkage is {self.shrinkage}: give one in (0, 1]")
 
     @property
     def method(self) -> str:
@@ -85,7 +97,8 @@ class ShortlistConfig:
             "lookalikes": ("per_seed", "seed"),
             "seals": ("neighbours",),
             "anchoral": ("neighbours", "anchors", "subpool", "seed"),
-            "proxy": ("penalty",),
+            "proxy": ("penalty", "whiten", "shrinkage", "seed") if self.whiten else ("penalty",),
+            "streams": ("shrinkage", "sharpness", "seed"),
         }
         values = asdict(self)
         kept = read.get(self.method, ())

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lsb.acquisition.proxy import fit_proxy, rank_by_proxy
+from lsb.acquisition.proxy import Proxy, fit_proxy, rank_by_proxy
 from lsb.ids import IdArray
 from lsb.shortlist.table import unbrought
 from lsb.store import Store, VectorArray
+from lsb.views import Views
 
 
 def by_proxy(
@@ -27,6 +28,7 @@ def by_proxy(
     *,
     penalty: float,
     exclude: IdArray,
+    views: Views | None = None,
 ) -> pa.Table:
     """The clips that heads fitted on labelled clips are least sure of.
 
@@ -40,6 +42,7 @@ def by_proxy(
         count: clips wanted.
         penalty: of the heads.
         exclude: ids to leave out.
+        views: whose streams are whitened before the heads are fitted; None leaves them as they are.
 
     Returns:
         Schema `lsb.shortlist.table.SHORTLIST` by (-entropy, id).
@@ -48,7 +51,7 @@ def by_proxy(
         ValueError: no weighted task has labels of both classes, or a fit does not converge.
     """
     proxies = {
-        task: fit_proxy(labelled_ids, vectors_MD, labels[task], penalty=penalty)
+        task: _fit(labelled_ids, vectors_MD, labels[task], penalty, views)
         for task, weight in task_weights.items()
         if weight > 0 and {0, 1} <= set(np.unique(labels[task]).tolist())
     }
@@ -60,3 +63,19 @@ def by_proxy(
     weights = {task: task_weights[task] for task in proxies}
     ranking = rank_by_proxy(store, proxies, weights, count, exclude=exclude)
     return unbrought(store, ranking.best.ids, "proxy")
+
+
+def _fit(
+    ids: IdArray,
+    vectors_MD: VectorArray,
+    labels_M: npt.NDArray[np.int8],
+    penalty: float,
+    views: Views | None,
+) -> Proxy:
+    """A head for clips as they are stored, wherever it was fitted."""
+    if views is None:
+        return fit_proxy(ids, vectors_MD, labels_M, penalty=penalty)
+    whitened = views.whitened(vectors_MD).astype(np.float32)
+    head = fit_proxy(ids, whitened, labels_M, penalty=penalty)
+    weight, constant = views.unwhitened(head.weight.astype(np.float64))
+    return Proxy(weight.astype(np.float32), head.bias + constant)

@@ -18,6 +18,7 @@ from lsb.shortlist.proxy import by_proxy
 from lsb.shortlist.seals import seals
 from lsb.shortlist.table import unbrought
 from lsb.store import Store
+from lsb.views import Views
 
 
 def shortlist(
@@ -29,6 +30,7 @@ def shortlist(
     task_weights: Mapping[str, float],
     exclude: IdArray,
     round: int,
+    views: Views | None = None,
 ) -> pa.Table:
     """The clips to score: those of the method, then others by chance up to the scoring budget.
 
@@ -44,6 +46,7 @@ def shortlist(
         task_weights: task -> weight >= 0.
         exclude: ids to leave out: labelled and gold clips.
         round: of data growth; changes what chance draws.
+        views: of the pool, where `config.whiten` is set.
 
     Returns:
         Schema `lsb.shortlist.table.SHORTLIST`, each clip once.
@@ -74,6 +77,7 @@ def shortlist(
             count,
             penalty=config.penalty,
             exclude=exclude,
+            views=views if config.whiten else None,
         )
     elif config.method == "random":
         table = unbrought(store, np.empty(0, "S16"), "random")

@@ -1,0 +1,109 @@
+"""The shortlist of an arm that compares clips stream by stream, as a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from launch.known import known_clips
+from launch.settings import Settings
+from launch.shared import Shared
+from lsb import ids as sample_ids
+from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, write_json
+from lsb.ids import IdArray
+from lsb.shortlist.shortlist import filled
+from lsb.shortlist.streams import stream_lookalikes
+from lsb.store import Store
+from lsb.views import fit_views
+from vlmae.embedding import pooled_widths
+
+SHORTLIST_FILE = "shortlist.parquet"
+VIEWS_FILE = "views.json"
+"""Of each task: the view that was searched, the bounds of all views, and LT or its refusal."""
+
+
+def stream_shortlist_stage(
+    settings: Settings,
+    shared: Shared,
+    stores: Mapping[str, Stage],
+    labelled: pa.Table,
+    exclude: IdArray,
+    number: int,
+    *,
+    gold: pa.Table,
+) -> Stage:
+    """`shortlist.parquet` and `views.json`.
+
+    Args:
+        settings: of the arm.
+        shared: data and tokens.
+        stores: "pool", "first" and "gold" -> pooled vectors.
+        labelled: training set.
+        exclude: ids that are labelled.
+        number: of the round.
+        gold: gold labels.
+    """
+    paths = {split: stage.path for split, stage in stores.items()}
+    work = partial(_write, settings, shared, paths, labelled, gold, exclude, number)
+    expand = settings.expand
+    return run_stage(
+        settings.stages,
+        "shortlist",
+        config={
+            "shortlist": settings.shortlist.identity(),
+            "threshold": expand.threshold.identity(),
+            "weights": dict(expand.acquisition.task_weights),
+            "of": expand.selection.budget,
+            "round": number,
+        },
+        inputs={
+            "labelled": fingerprint(labelled.to_pylist()),
+            "exclude": fingerprint(sample_ids.to_hex(np.sort(exclude))),
+            "gold labels": fingerprint(gold.to_pylist()),
+            **{split: stage.content for split, stage in stores.items()},
+        },
+        parts=[Part("shortlist", (SHORTLIST_FILE, VIEWS_FILE), work)],
+    )
+
+
+def _write(
+    settings: Settings,
+    shared: Shared,
+    stores: Mapping[str, Path],
+    labelled: pa.Table,
+    gold: pa.Table,
+    exclude: IdArray,
+    number: int,
+    output: Path,
+) -> Counts:
+    pool, first, held = (
+        Store.open(stores[split], verify=False) for split in ("pool", "first", "gold")
+    )
+    config, weights = settings.shortlist, dict(settings.expand.acquisition.task_weights)
+    views = fit_views(
+        pool, pooled_widths(shared.source), shrinkage=config.shrinkage, seed=config.seed
+    )
+    count = config.clips(len(pool), settings.expand.selection.budget)
+    table, told = stream_lookalikes(
+        pool,
+        views,
+        known_clips(labelled, [pool, first], list(weights)),
+        known_clips(gold, [held], list(weights)),
+        settings.expand.threshold,
+        config,
+        count=count,
+        task_weights=weights,
+        exclude=exclude,
+    )
+    lookalikes = table.num_rows
+    taken = np.union1d(exclude, sample_ids.from_arrow(gold["id"]))
+    table = filled(pool, table, count, exclude=taken, seed=config.seed, round=number)
+    pq.write_table(table, output / SHORTLIST_FILE)
+    write_json(output / VIEWS_FILE, [one.as_dict() for one in told])
+    seeds = {f"seeds_{one.task}": one.seeds for one in told}
+    return {"clips": table.num_rows, "lookalikes": lookalikes, **seeds}

@@ -1,0 +1,299 @@
+"""Lookalikes of labelled positives, compared stream by stream, as a shortlist.
+
+For each task every view (`lsb.views`) is judged on the labelled clips alone: how often are the
+nearest labelled neighbours of its positives positive, too? The view with the best lower bound is
+searched in the pool, and LT is calibrated on the same pairs. A clip is the better the more seeds it
+is near: clips come by the logarithm of the sum of exp(sharpness x similarity) over the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.special import logsumexp
+
+from lsb.acquisition.ranking import PoolBlock, rank_pool
+from lsb.acquisition.uncertainty import normalised_weights
+from lsb.ids import IdArray, to_arrow
+from lsb.order import descending
+from lsb.shortlist.config import ShortlistConfig
+from lsb.shortlist.known import Known
+from lsb.shortlist.table import SHORTLIST
+from lsb.store import Store
+from lsb.threshold import (
+    CURVE,
+    LookalikeThreshold,
+    ThresholdConfig,
+    choose,
+    fixed,
+    precision_bound,
+    precision_curve,
+)
+from lsb.views import View, Views
+
+SPARE = 256
+"""Clips of the float32 order that are compared again in float64 beyond those wanted."""
+KIND = "positive"
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """In which view the lookalikes of a task were searched, and why.
+
+    Attributes:
+        task: of the seeds.
+        view: streams; empty where the task has too few positives, and nothing was searched.
+        bounds: view, joined by "+" -> lower bound of the precision of its nearest labelled pairs.
+        seeds: labelled positives.
+        threshold: LT in standard deviations; None for none.
+        refusal: why LT could not be calibrated; None if it was, or was not wanted.
+        curve: schema `lsb.threshold.CURVE`, of the view.
+    """
+
+    task: str
+    view: View
+    bounds: dict[str, float]
+    seeds: int
+    threshold: LookalikeThreshold | None
+    refusal: str | None
+    curve: pa.Table
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the curve."""
+        lt = None if self.threshold is None else vars(self.threshold)
+        return {
+            "task": self.task,
+            "view": list(self.view),
+            "bounds": self.bounds,
+            "seeds": self.seeds,
+            "threshold": lt,
+            "refusal": self.refusal,
+        }
+
+
+def stream_lookalikes(
+    store: Store,
+    views: Views,
+    known: Known,
+    held_out: Known,
+    threshold: ThresholdConfig,
+    config: ShortlistConfig,
+    *,
+    count: int,
+    task_weights: Mapping[str, float],
+    exclude: IdArray,
+) -> tuple[pa.Table, list[TaskView]]:
+    """The clips of a pool that are most like labelled positives.
+
+    Args:
+        store: pooled vectors of the pool.
+        views: fitted on it.
+        known: the training set, in pooled space.
+        held_out: gold clips, in pooled space.
+        threshold: how LT is set for each task; its `lookalike` is label agreement here. Where a
+            calibration is refused nothing is cut: the order of the neighbours stays.
+        config: sharpness and depth.
+        count: most clips wanted; fewer where LT leaves fewer.
+        task_weights: task -> weight >= 0. Tasks take turns in proportion.
+        exclude: ids to leave out.
+
+    Returns:
+        Schema `lsb.shortlist.table.SHORTLIST`, each clip once, and a view for each task.
+    """
+    exclude = np.unique(np.concatenate([exclude, known.ids, held_out.ids]))
+    shares = normalised_weights(task_weights)
+    queues: dict[str, pa.Table] = {}
+    told = []
+    for task in sorted(shares):
+        labelled = _labelled(known, held_out, task)
+        depth = shares[task] * count / max(len(store), 1)
+        chosen = best_view(views, labelled, task, threshold, depth)
+        told.append(chosen)
+        if chosen.view:
+            queues[task] = _nearest(store, views, labelled, chosen, config, count, exclude)
+    return _in_turns(queues, shares, count), told
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """Clips with a label of one task, by id.
+
+    Attributes:
+        ids: (M,) S16.
+        keys: M clip keys.
+        vectors: (M, D) float32, pooled.
+        positive: (M,) bool.
+    """
+
+    ids: IdArray
+    keys: list[str]
+    vectors: npt.NDArray[np.float32]
+    positive: npt.NDArray[np.bool_]
+
+
+def _labelled(known: Known, held_out: Known, task: str) -> LabelledClips:
+    """Training and gold clips with a label of a task, by id."""
+    ids = np.concatenate([known.ids, held_out.ids])
+    keys = [*known.keys, *held_out.keys]
+    labels = np.concatenate([known.labels[task], held_out.labels[task]])
+    unique, first = np.unique(ids, return_index=True)
+    kept = labels[first] >= 0
+    rows = first[kept]
+    vectors = np.concatenate([known.vectors, held_out.vectors])[rows]
+    return LabelledClips(unique[kept], [keys[row] for row in rows], vectors, labels[rows] == 1)
+
+
+def best_view(
+    views: Views, labelled: LabelledClips, task: str, threshold: ThresholdConfig, depth: float
+) -> TaskView:
+    """The view in which the nearest labelled neighbours of positives are most surely positive.
+
+    Args:
+        views: of the pool.
+        labelled: clips with ids, vectors and positive.
+        task: of the labels.
+        threshold: how LT is set in that view.
+        depth: share of all pairs that is judged, nearest first: that of the pool to be scored.
+    """
+    seeds = np.flatnonzero(labelled.positive)
+    if len(seeds) < 2:
+        refusal = f"{len(seeds)} labelled clips are positive: lookalikes need two"
+        return TaskView(task, (), {}, len(seeds), None, refusal, CURVE.empty_table())
+    bounds, pairs = {}, {}
+    for view in views.all:
+        queries = views.queries(labelled.vectors[seeds], view)
+        similarity = views.similarity(queries, labelled.vectors).astype(np.float32)
+        similarity[np.arange(len(seeds)), seeds] = -np.inf  # a clip is no neighbour of itself
+        wanted = max(threshold.minimum_pairs, round(depth * similarity.size))
+        seed_P, clip_P = _largest(similarity, min(wanted, similarity.size - len(seeds)))
+        alike = labelled.positive[clip_P]
+        bounds["+".join(view)] = precision_bound(alike, seed_P, threshold.confidence)
+        pairs["+".join(view)] = (view, similarity)
+    name = max(bounds, key=lambda one: (bounds[one], -len(pairs[one][0]), one))
+    view, similarity = pairs[name]
+    lt, refused, curve = _threshold(similarity, labelled.positive, threshold)
+    return TaskView(task, view, bounds, len(seeds), lt, refused, curve)
+
+
+def _largest(
+    similarity_QM: npt.NDArray[np.float32], count: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows and columns of the largest entries."""
+    flat = np.argsort(-similarity_QM, axis=None, kind="stable")[:count]
+    row, column = np.unravel_index(flat, similarity_QM.shape)
+    return row, column
+
+
+def _threshold(
+    similarity_QM: npt.NDArray[np.float32],
+    positive_M: npt.NDArray[np.bool_],
+    config: ThresholdConfig,
+) -> tuple[LookalikeThreshold | None, str | None, pa.Table]:
+    if config.mode == "none":
+        return None, None, CURVE.empty_table()
+    if config.mode == "fixed":
+        return fixed(config.value), None, CURVE.empty_table()
+    count = min(config.neighbours, similarity_QM.shape[1] - 1)
+    near = np.argsort(-similarity_QM, axis=1, kind="stable")[:, :count]
+    similarity = np.take_along_axis(similarity_QM, near, axis=1).ravel()
+    seed = np.repeat(np.arange(len(near)), count)
+    curve = precision_curve(
+        similarity,
+        positive_M[near.ravel()],
+        seed,
+        confidence=config.confidence,
+        minimum_pairs=config.minimum_pairs,
+    )
+    try:
+        chosen = choose(
+            curve,
+            config.target,
+            labelled=len(similarity),
+            confidence=config.confidence,
+            minimum_pairs=config.minimum_pairs,
+        )
+    except ValueError as error:
+        return None, str(error), curve
+    return chosen, None, curve
+
+
+def _nearest(
+    store: Store,
+    views: Views,
+    labelled: LabelledClips,
+    chosen: TaskView,
+    config: ShortlistConfig,
+    count: int,
+    exclude: IdArray,
+) -> pa.Table:
+    """Up to `count` clips by falling nearness to all seeds, those below LT left out."""
+    seeds = np.flatnonzero(labelled.positive)
+    queries = views.queries(labelled.vectors[seeds], chosen.view)
+
+    def roughly(block: PoolBlock) -> npt.NDArray[np.float64]:
+        return _nearness(views.similarity(queries, block.vectors(), np.float32), config.sharpness)
+
+    rough = rank_pool(store, [], roughly, count + SPARE, exclude).best
+    similarity_QN = views.similarity(queries, store.take_vectors(rough.row))
+    nearest_N = similarity_QN.max(axis=0).astype(np.float32)
+    order = descending(_nearness(similarity_QN, config.sharpness).astype(np.float32), rough.ids)
+    lt = chosen.threshold.value if chosen.threshold else None
+    if lt is not None:
+        order = order[nearest_N[order] >= np.float32(lt)]
+    order = order[:count]
+    ids, seed = rough.ids[order], seeds[similarity_QN.argmax(axis=0)[order]]
+    return pa.table(
+        [
+            to_arrow(ids),
+            pa.array(store.keys(ids), pa.string()),
+            to_arrow(labelled.ids[seed]),
+            pa.array([labelled.keys[row] for row in seed], pa.string()),
+            pa.array([KIND] * len(ids), pa.string()),
+            pa.array([chosen.task] * len(ids), pa.string()),
+            pa.array(nearest_N[order]),
+            pa.array([lt] * len(ids), pa.float64()),
+            pa.array(["lookalike"] * len(ids), pa.string()),
+        ],
+        schema=SHORTLIST,
+    )
+
+
+def _nearness(similarity_QN: npt.NDArray[Any], sharpness: float) -> npt.NDArray[np.float64]:
+    return np.asarray(logsumexp(sharpness * similarity_QN, axis=0), np.float64)
+
+
+def _in_turns(queues: Mapping[str, pa.Table], shares: Mapping[str, float], count: int) -> pa.Table:
+    """The first clips of each task's queue in proportion to the shares, each clip once."""
+    names = [task for task in sorted(queues) if queues[task].num_rows]
+    if not names:
+        return SHORTLIST.empty_table()
+    place = dict.fromkeys(names, 0)
+    taken: set[bytes | None] = set()
+    rows: dict[str, list[int]] = {task: [] for task in names}
+    order: list[tuple[str, int]] = []
+    ids: dict[str, list[bytes | None]] = {task: queues[task]["id"].to_pylist() for task in names}
+    while names and len(order) < count:
+        task = min(names, key=lambda one: ((len(rows[one]) + 1) / shares[one], one))
+        while place[task] < len(ids[task]) and ids[task][place[task]] in taken:
+            place[task] += 1
+        if place[task] == len(ids[task]):
+            names.remove(task)
+            continue
+        row = place[task]
+        taken.add(ids[task][row])
+        order.append((task, len(rows[task])))
+        rows[task].append(row)
+        place[task] += 1
+    starts, start = {}, 0
+    pieces = []
+    for task in sorted(rows):
+        starts[task] = start
+        start += len(rows[task])
+        pieces.append(queues[task].take(rows[task]))
+    table = pa.concat_tables(pieces)
+    return table.take([starts[task] + row for task, row in order])
