@@ -188,6 +188,9 @@ def _claims(cell: Cell, drawn: Mapping[tuple[str, str, str], Any]) -> dict[str, 
         "lsb_lt - entropy, everything scored": difference(
             ("labels", "lsb_lt"), ("labels", "entropy")
         ),
+        "lsb_streams - entropy, everything scored": difference(
+            ("labels", "lsb_streams"), ("labels", "entropy")
+        ),
         "lsb_lt - lsb_random, equal scoring": difference(
             ("scoring", "lsb_lt"), ("scoring", "lsb_random")
         ),

@@ -6,10 +6,12 @@ runs/<name>/units/<protocol>.<arm>.<seed>/    ledger.sqlite, and unit.json once 
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,15 @@ _COMPARISON: list[Comparison] = []  # of a worker process, set once: it holds th
 
 def _begin(comparison: Comparison) -> None:
     _COMPARISON.append(comparison)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose command was killed would go on with its unit, unseen, beside the next try."""
+    command = parent_process()
+    if command is not None:
+        command.join()
+        os._exit(1)
 
 
 def _run(unit: Unit) -> dict[str, Any]:

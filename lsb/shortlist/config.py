@@ -29,12 +29,14 @@ class ShortlistConfig:
         neighbours: of each labelled clip for "seals" (100 in the paper), of each anchor for
             "anchoral" (50).
         anchors: of each class and task for "anchoral".
-        subpool: most clips of an "anchoral" shortlist, within the scoring budget.
+        subpool: most clips of an "anchoral" shortlist, within the scoring budget, and of one by
+            "streams" where everything may be scored.
         per_seed: most lookalikes that one seed brings into a shortlist.
         penalty: of the logistic heads of "proxy".
         whiten: whether the heads of "proxy" are fitted on whitened streams, see `lsb.views`.
         shrinkage: of the streams' covariances for "streams" and `whiten`.
         sharpness: for "streams", how much more the nearest seeds count than all others.
+        negatives: for "streams", labelled negatives that clips are compared with, too.
         seed: of chance.
     """
 
@@ -48,7 +50,8 @@ class ShortlistConfig:
     penalty: float = 1.0
     whiten: bool = False
     shrinkage: float = 0.3
-    sharpness: float = 2.0
+    sharpness: float = 1.0
+    negatives: int = 400
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +74,8 @@ class ShortlistConfig:
                 raise ValueError(
                     f"shortlist.{name} is {getattr(self, name)}: give a positive number"
                 )
+        if self.negatives < 0:
+            raise ValueError(f"shortlist.negatives is {self.negatives}: give 0 or more")
         if not 0 < self.shrinkage <= 1:
             raise ValueError(f"shortlist.shrinkage is {self.shrinkage}: give one in (0, 1]")
 
@@ -88,7 +93,9 @@ class ShortlistConfig:
         """
         if self.share < 1:
             return max(budget, round(self.share * pool))
-        return budget if self.method == "proxy" else pool
+        if self.method == "proxy":
+            return budget
+        return max(budget, min(self.subpool, pool)) if self.method == "streams" else pool
 
     def identity(self) -> dict[str, Any]:
         """What can change a result: settings that this method does not read are left out."""
@@ -98,8 +105,10 @@ class ShortlistConfig:
             "seals": ("neighbours",),
             "anchoral": ("neighbours", "anchors", "subpool", "seed"),
             "proxy": ("penalty", "whiten", "shrinkage", "seed") if self.whiten else ("penalty",),
-            "streams": ("shrinkage", "sharpness", "seed"),
+            "streams": ("shrinkage", "sharpness", "negatives", "seed"),
         }
         values = asdict(self)
         kept = read.get(self.method, ())
+        if self.method == "streams" and self.share == 1:
+            kept += ("subpool",)
         return {"method": self.method, "share": self.share, **{name: values[name] for name in kept}}

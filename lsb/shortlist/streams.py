@@ -2,8 +2,9 @@
 
 For each task every view (`lsb.views`) is judged on the labelled clips alone: how often are the
 nearest labelled neighbours of its positives positive, too? The view with the best lower bound is
-searched in the pool, and LT is calibrated on the same pairs. A clip is the better the more seeds it
-is near: clips come by the logarithm of the sum of exp(sharpness x similarity) over the seeds.
+searched in the pool, and LT is calibrated on the same pairs. Clips come by how much nearer they are
+to positives than to the labelled negatives that are easiest to take for one: the difference of
+log sum exp(sharpness x similarity) over each, a ratio of two Parzen windows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lsb.order import descending
 from lsb.shortlist.config import ShortlistConfig
 from lsb.shortlist.known import Known
 from lsb.shortlist.table import SHORTLIST
-from lsb.store import Store
+from lsb.store import Store, VectorArray
 from lsb.threshold import (
     CURVE,
     LookalikeThreshold,
@@ -34,7 +35,7 @@ from lsb.threshold import (
     precision_bound,
     precision_curve,
 )
-from lsb.views import View, Views
+from lsb.views import FloatArray, View, Views
 
 SPARE = 256
 """Clips of the float32 order that are compared again in float64 beyond those wanted."""
@@ -222,6 +223,18 @@ def _threshold(
     return chosen, None, curve
 
 
+def hard_negatives(
+    views: Views, labelled: LabelledClips, view: View, count: int
+) -> npt.NDArray[np.intp]:
+    """Rows of the labelled negatives that are most like a positive, the most alike first."""
+    negative = np.flatnonzero(~labelled.positive)
+    if not count:
+        return negative[:0]
+    queries = views.queries(labelled.vectors[labelled.positive], view)
+    likeness = views.similarity(queries, labelled.vectors[negative]).max(axis=0)
+    return negative[descending(likeness.astype(np.float32), labelled.ids[negative])[:count]]
+
+
 def _nearest(
     store: Store,
     views: Views,
@@ -231,17 +244,28 @@ def _nearest(
     count: int,
     exclude: IdArray,
 ) -> pa.Table:
-    """Up to `count` clips by falling nearness to all seeds, those below LT left out."""
+    """Up to `count` clips, those that are more like positives first, those below LT left out."""
     seeds = np.flatnonzero(labelled.positive)
     queries = views.queries(labelled.vectors[seeds], chosen.view)
+    rivals = hard_negatives(views, labelled, chosen.view, config.negatives)
+    against = views.queries(labelled.vectors[rivals], chosen.view)
+
+    def nearness(similarity_QN: FloatArray, vectors_ND: VectorArray) -> npt.NDArray[np.float64]:
+        near = logsumexp(config.sharpness * similarity_QN, axis=0)
+        if len(rivals):
+            other = views.similarity(against, vectors_ND, similarity_QN.dtype.type)
+            near = near - logsumexp(config.sharpness * other, axis=0)
+        return np.asarray(near, np.float64)
 
     def roughly(block: PoolBlock) -> npt.NDArray[np.float64]:
-        return _nearness(views.similarity(queries, block.vectors(), np.float32), config.sharpness)
+        vectors = block.vectors()
+        return nearness(views.similarity(queries, vectors, np.float32), vectors)
 
     rough = rank_pool(store, [], roughly, count + SPARE, exclude).best
-    similarity_QN = views.similarity(queries, store.take_vectors(rough.row))
+    vectors = store.take_vectors(rough.row)
+    similarity_QN = views.similarity(queries, vectors)
     nearest_N = similarity_QN.max(axis=0).astype(np.float32)
-    order = descending(_nearness(similarity_QN, config.sharpness).astype(np.float32), rough.ids)
+    order = descending(nearness(similarity_QN, vectors).astype(np.float32), rough.ids)
     lt = chosen.threshold.value if chosen.threshold else None
     if lt is not None:
         order = order[nearest_N[order] >= np.float32(lt)]
@@ -261,10 +285,6 @@ def _nearest(
         ],
         schema=SHORTLIST,
     )
-
-
-def _nearness(similarity_QN: npt.NDArray[Any], sharpness: float) -> npt.NDArray[np.float64]:
-    return np.asarray(logsumexp(sharpness * similarity_QN, axis=0), np.float64)
 
 
 def _in_turns(queues: Mapping[str, pa.Table], shares: Mapping[str, float], count: int) -> pa.Table:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny_run import run_python
 
@@ -130,6 +131,27 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(compared: Path, tmp_pa
     done = run_python("-m", "launch.compare", *COMPARED, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert summary_of(tmp_path) == summary_of(compared)
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_command_that_is_killed(tmp_path: Path) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "launch.compare", *COMPARED],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 400
+    command = psutil.Process(started.pid)
+    while not (tmp_path / "runs" / "tiny" / "units").is_dir() and started.poll() is None:
+        assert time.monotonic() < deadline, "no unit was started: run the command by hand"
+        time.sleep(0.2)
+    workers = command.children(recursive=True)
+    assert workers
+    started.kill()
+    started.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
 
 
 def test_lists_of_arms_and_seeds_are_taken_from_the_command_line() -> None:

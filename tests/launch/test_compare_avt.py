@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 from tiny_run import run_python
 
-PUBLISHED = "random entropy core_set badge seals anchoral proxy lsb lsb_lt lsb_random".split()
+PUBLISHED = [
+    "random",
+    "entropy",
+    "core_set",
+    "badge",
+    "seals",
+    "anchoral",
+    "proxy",
+    "lsb",
+    "lsb_lt",
+    "lsb_streams",
+    "lsb_random",
+]
 SOURCES = Path(__file__).parents[3] / "shared" / "data" / "sources"
 SMALL = (
     "size=tiny",
