@@ -110,7 +110,7 @@ class LocalExecutor:
         if job.kind != RANKS:
             return [self._process(entry, home, job.log(attempt, entry.task))]
         world = self.config.world
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         shared |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
         return [
             self._process(
@@ -169,7 +169,8 @@ def _running(job: Job, task: int) -> psutil.Process | None:
     return process if is_task and process.status() != psutil.STATUS_ZOMBIE else None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody has."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]
