@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +69,12 @@ class LocalExecutor:
             if entry.job.folder == job.folder:
                 found[entry.task] = self._state(entry)
         return found
+
+    def kill(self, state: TaskState) -> None:
+        """Kill the processes of a task; what it was making is made again."""
+        for pid in filter(None, state.id.split(",")):
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(int(pid)).kill()
 
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
         """Send SIGTERM to tasks of a job, whichever process started them."""

@@ -27,7 +27,7 @@ from launch.doctor.machine import (
     check_versions,
     installed_versions,
 )
-from launch.doctor.question import Question, answer_file, echo_file
+from launch.doctor.question import Question, answer_file, echo_file, told_by
 from launch.doctor.route import Meeting, check_route
 from launch.doctor.within import within
 from lsb.artifact import read_json, write_json
@@ -107,12 +107,20 @@ def examine(folder: Path, rank: int) -> None:
         answer.check(name, patience, work)
     meeting = Meeting.from_environment(asked.nodes, rank, patience, asked.gpus)
     try:
-        for finding in check_route(meeting, answer.doing):
+        for finding in check_route(meeting, answer.doing, partial(loads_torch, folder)):
             answer.add(finding)
     except Exception as error:
         answer.add(Finding("route", one_line(error), "see the node's log"))
     answer.check("gpus", 2 * patience, partial(check_gpus, asked.gpus))
     answer.doing("")
+
+
+def loads_torch(folder: Path, node: str) -> bool:
+    """Whether another node says that it is loading torch, which a busy machine draws out."""
+    try:
+        return told_by(read_json(answer_file(folder, node))) == "torch"
+    except (OSError, ValueError):
+        return False
 
 
 def check_clock(folder: Path, node: str, patience: float) -> Finding:

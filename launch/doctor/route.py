@@ -59,12 +59,15 @@ class Meeting:
         return timedelta(seconds=self.patience)
 
 
-def check_route(at: Meeting, doing: Callable[[str], None]) -> Iterator[Finding]:
+def check_route(
+    at: Meeting, doing: Callable[[str], None], loads: Callable[[str], bool]
+) -> Iterator[Finding]:
     """Whether this node reaches rank 0 and the others, and computes with them. Collective.
 
     Args:
         at: where nodes meet.
         doing: called with the name of each step before it.
+        loads: whether a node is known to be on its way, loading torch.
     """
     doing("route")
     if at.rank == 0:
@@ -85,7 +88,7 @@ def check_route(at: Meeting, doing: Callable[[str], None]) -> Iterator[Finding]:
             yield no_route(at, error)
             return
         door = None
-    yield from _meet(at, door, own, doing)
+    yield from _meet(at, door, own, doing, loads)
 
 
 def reach(address: str, port: int, patience: float, pause: float = PAUSE) -> str:
@@ -126,7 +129,11 @@ def no_route(at: Meeting, error: OSError) -> Finding:
 
 
 def _meet(
-    at: Meeting, door: socket.socket | None, own: str, doing: Callable[[str], None]
+    at: Meeting,
+    door: socket.socket | None,
+    own: str,
+    doing: Callable[[str], None],
+    loads: Callable[[str], bool],
 ) -> Iterator[Finding]:
     doing("torch")
     from torch import distributed
@@ -144,7 +151,7 @@ def _meet(
                 master_listen_fd=None if door is None else door.detach(),
             )
             store.set(f"here/{at.rank}", here)
-            members = _members(at, store)
+            members = _members(at, store, loads)
         except RuntimeError as error:
             yield Finding(
                 "route",
@@ -190,16 +197,18 @@ def _meet(
             _wait_for(store, [f"left/{rank}" for rank in members], at.patience)
 
 
-def _members(at: Meeting, store: Any) -> list[int]:
+def _members(at: Meeting, store: Any, loads: Callable[[str], bool]) -> list[int]:
     """Ranks that came to the store until none came for a while, as rank 0 saw it."""
     if at.rank == 0:
         came: list[int] = []
-        deadline = time.monotonic() + at.patience
+        last = deadline = time.monotonic() + at.patience
+        last += SLOWEST.total_seconds() / 2
         while len(came) < len(at.nodes) and time.monotonic() < deadline:
             before = len(came)
             came = [rank for rank in range(len(at.nodes)) if store.check([f"here/{rank}"])]
-            if len(came) > before:
-                deadline = time.monotonic() + at.patience
+            away = [name for rank, name in enumerate(at.nodes) if rank not in came]
+            if len(came) > before or any(loads(name) for name in away):
+                deadline = min(time.monotonic() + at.patience, last)
             time.sleep(PAUSE)
         store.set("members", json.dumps(came))
         return came

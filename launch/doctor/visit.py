@@ -22,9 +22,9 @@ from lsb.artifact import StageError, read_json, write_bytes, write_json
 
 PAUSE = 0.2
 ASK_SLURM_SECONDS = 1.0
-LOADING = ("torch", "gpus")
+LOADING = ("torch", "route", "all-reduce", "gpus")
 LOADING_SECONDS = 90.0
-"""Given to a node that loads torch, which a slow folder or a busy machine draws out."""
+"""Given to a node that loads torch, or waits for one that does: a busy machine draws it out."""
 WAITS, RUNS, ENDED = "waits", "runs", "ended"
 
 

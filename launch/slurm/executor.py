@@ -96,6 +96,10 @@ class SlurmExecutor:
                 found[task] = _state(state, f"{id}_{index}" if place else id, rest)
         return found
 
+    def kill(self, state: TaskState) -> None:
+        """Cancel one task by its id; SLURM kills what does not end by itself."""
+        run_slurm("scancel", state.id)
+
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
         """Cancel jobs by name, whether they wait or run."""
         for attempt in attempts:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import Cluster
+from slurm_cluster import Cluster, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -135,19 +135,19 @@ def test_a_node_without_any_route_is_named(cluster: Cluster, folder: Path, silen
 def test_a_node_that_is_down_is_named_and_the_others_are_visited(
     cluster: Cluster, folder: Path
 ) -> None:
-    cluster.run(
-        "scontrol", "update", "nodename=node4", "state=down", "reason=fan is broken", cwd=folder
-    )
+    def state() -> str:
+        return cluster.run("sinfo", "--noheader", "--nodes=node4", "--format=%T", cwd=folder)[1]
+
     try:
+        cluster.cut("node4")
+        until(lambda: state().startswith("down"), "SLURM gives the node up")
         code, page, record = examined(cluster, folder, "launcher.nodes=4")
     finally:
-        cluster.run("scontrol", "update", "nodename=node4", "state=resume", cwd=folder)
         cluster.up()
     assert code == 1
-    assert broken(record) == {"here": {"settings", "accepted"}, "node4": {"answers"}} or broken(
-        record
-    ) == {"here": {"settings"}, "node4": {"answers"}}
-    assert "node4: answers: SLURM has it down: fan is broken" in page
+    assert broken(record)["node4"] == {"answers"}
+    assert set(broken(record)) == {"here", "node4"}  # three nodes are too few for the training
+    assert "node4: answers: SLURM has it down*: Not responding" in page
     assert "launcher.nodes is 4, and partition test has 3" in page
     assert "gloo over 3 nodes" in page
 
