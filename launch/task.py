@@ -102,12 +102,13 @@ def _share(job: Job, task: int, call: StageCall) -> None:
 
 def _train(job: Job, task: int, train: Callable[[], object]) -> None:
     """Be one rank of a training; SIGTERM after a save is told from a signal to come again."""
-    from vlmae.preemption import Preempted  # takes seconds, which other tasks need not spend
-
     try:
         train()
-    except Preempted as stop:
-        raise SystemExit(TERMINATED if stop.signal == "SIGTERM" else COME_AGAIN) from None
+    except SystemExit as stop:
+        if type(stop).__name__ != "Preempted":  # of vlmae.preemption, which takes seconds to import
+            raise
+        signalled = getattr(stop, "signal", "")
+        raise SystemExit(TERMINATED if signalled == "SIGTERM" else COME_AGAIN) from None
 
 
 def rank_from_slurm() -> int:
