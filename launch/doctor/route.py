@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from launch.doctor.collective import all_reduce
 from launch.doctor.finding import Finding, one_line
-from launch.doctor.within import within
 
 PAUSE = 0.1
 AT_ONCE = 16
@@ -124,7 +124,7 @@ def no_route(at: Meeting, error: OSError) -> Finding:
         f"no route to rank 0, {at.nodes[0]} ({at.address}:{at.port}): {why}",
         f"ip route get {at.address} and nc -vz {at.address} {at.port} on that node; open ports "
         "20000-39999 and 32768-60999 between nodes, or leave it out: "
-        "'launcher.options=[--exclude=<node>]'",
+        f"'launcher.options=[--exclude={at.nodes[at.rank]}]'",
     )
 
 
@@ -138,6 +138,7 @@ def _meet(
     doing("torch")
     from torch import distributed
 
+    yield Finding("torch")
     doing("route")
     with socket.create_server(("", 0), backlog=1024) as listener:
         here = json.dumps([own, listener.getsockname()[1]])
@@ -190,7 +191,7 @@ def _meet(
                 told = "not tried, for some nodes do not reach others"
                 yield Finding("all-reduce", told=told)
             return
-        yield from all_reduce(at, store, members)
+        yield all_reduce(store, members.index(at.rank), len(members), at.patience, at.gpus)
         # Rank 0's store lives until all have left it.
         store.set(f"left/{at.rank}", "")
         if at.rank == 0:
@@ -249,47 +250,6 @@ def unreached(
         for rank, well in zip(ranks, pool.map(connects, ranks), strict=True):
             if not well:
                 yield f"{nodes[rank]} ({places[rank][0]})"
-
-
-def all_reduce(at: Meeting, store: Any, members: Sequence[int]) -> Iterator[Finding]:
-    """Sum over members as trainings do: by gloo, and by NCCL where there are GPUs. Collective."""
-    import torch
-    from torch import distributed
-
-    backend = "cpu:gloo,cuda:nccl" if at.gpus and torch.cuda.is_available() else "gloo"
-
-    def connect() -> None:
-        distributed.init_process_group(
-            backend,
-            store=distributed.PrefixStore("doctor", store),
-            rank=members.index(at.rank),
-            world_size=len(members),
-            timeout=at.timeout,
-        )
-
-    def add(device: str) -> float:
-        one = torch.ones(1, device=device)
-        distributed.all_reduce(one)
-        return float(one)
-
-    devices = ["cpu", "cuda"] if "nccl" in backend else ["cpu"]
-    try:
-        within(2 * at.patience, connect)
-        for device in devices:
-            total = within(2 * at.patience, lambda device=device: add(device))  # type: ignore[misc]
-            if total != len(members):
-                raise RuntimeError(f"{len(members)} ranks add up to {total}")
-    except (RuntimeError, TimeoutError) as error:
-        yield Finding(
-            "all-reduce",
-            f"{backend} over {len(members)} nodes: {one_line(error)[:300]}",
-            "name the network that nodes share: 'launcher.setup=[\"export "
-            'GLOO_SOCKET_IFNAME=<interface>","export NCCL_SOCKET_IFNAME=<interface>"]\'; more is '
-            "told with NCCL_DEBUG=INFO",
-        )
-        return
-    yield Finding("all-reduce", told=f"{backend.replace('cpu:', '')} over {len(members)} nodes")
-    distributed.destroy_process_group()
 
 
 def _address_of(name: str, fallback: str) -> str:

@@ -14,6 +14,7 @@ CHECKS = (
     "arrays",
     "answers",
     "route",
+    "torch",
     "all-reduce",
     "weights and data",
     "folders",
@@ -54,7 +55,8 @@ def verdicts(found: Mapping[str, Sequence[Finding]]) -> list[Verdict]:
         found: node, or `HERE` for the host of the command -> its findings.
     """
     rows = []
-    for check in CHECKS:
+    others = {one.check for findings in found.values() for one in findings} - set(CHECKS)
+    for check in (*CHECKS, *sorted(others)):  # nothing that was found is left out
         by_node = {
             node: [one for one in findings if one.check == check]
             for node, findings in found.items()

@@ -159,6 +159,7 @@ def collect(
     """
     answers: dict[str, dict[str, Any]] = {}
     heard: dict[str, float] = {}
+    told: set[str] = set()
     begun = time.monotonic()
     ended = None
     while True:
@@ -171,6 +172,10 @@ def collect(
                 write_json(echo_file(folder, node), record)
             if answers.get(node) != before:
                 heard[node] = now
+                for line in _bad(node, answers[node]):  # at once: others may take their time
+                    if line not in told:
+                        told.add(line)
+                        say(line)
         if state == WAITS and not answers:
             if now - begun > limits.queue_seconds:
                 raise JobError(
@@ -191,6 +196,12 @@ def collect(
             break
         time.sleep(PAUSE)
     return {node: _findings(folder, node, answers) for node in nodes}
+
+
+def _bad(node: str, record: dict[str, Any]) -> list[str]:
+    """What a node has found to be mended so far, a line each."""
+    found = (Finding(**one) for one in record["findings"])
+    return [f"{node}: {one.check}: {one.cause}" for one in found if not one.fine]
 
 
 def _read(file: Path, answers: dict[str, dict[str, Any]], node: str) -> bool:
@@ -260,7 +271,9 @@ def _silence(folder: Path, node: str) -> tuple[str, str]:
             f"{leave_out}",
         )
     if said:
-        words = said[-1] if not errors else errors[-1]
+        # What the node itself said; srun only adds that it ended.
+        own = [line for line in said if not line.startswith("srun:")]
+        words = (own or said)[-1]
         return (
             f"it was started and wrote nothing into {folder}; its last words: {words}",
             f"see that {folder} and the interpreter (launcher.python) are mounted there as here, "
