@@ -22,13 +22,14 @@ def all_reduce(store: Any, rank: int, nodes: int, patience: float, gpus: int) ->
     """
     import torch
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
 
     backend = "cpu:gloo,cuda:nccl" if gpus and torch.cuda.is_available() else "gloo"
 
     def connect() -> None:
         distributed.init_process_group(
             backend,
-            store=distributed.PrefixStore("doctor", store),
+            store=PrefixStore("doctor", store),
             rank=rank,
             world_size=nodes,
             timeout=timedelta(seconds=patience),

@@ -56,7 +56,9 @@ class Examination:
             JobError: SLURM is absent, does not answer, or refuses the job.
         """
         begun = time.monotonic()
-        choice = choose_nodes(self.config, self.limits) if self._slurm else None
+        choice = None
+        if isinstance(self.config, SlurmConfig):
+            choice = choose_nodes(self.config, self.limits)
         found = self._asked(choice)
         places, absent = self._places()
         found[HERE] += absent
@@ -90,10 +92,6 @@ class Examination:
             attempt=1,
             tasks=[0],
         )
-
-    @property
-    def _slurm(self) -> bool:
-        return isinstance(self.config, SlurmConfig)
 
     def _asked(self, choice: Choice | None) -> Found:
         if choice is None:

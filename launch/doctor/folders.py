@@ -37,12 +37,12 @@ def located(place: Place) -> Path:
 
 def listing(path: Path) -> str:
     """Names and sizes of what lies there, and what small files hold, in one short line."""
-    rows = []
+    rows: list[tuple[str, int, str]] = []
     for file in islice(_files(path), MOST):
         size = file.stat().st_size
         held = fingerprint(file.read_bytes().hex()) if size <= SMALL else ""
-        rows.append([str(file.relative_to(path)), size, held])
-    total = sum(int(row[1]) for row in rows)
+        rows.append((str(file.relative_to(path)), size, held))
+    total = sum(size for _, size, _ in rows)
     return f"{len(rows)} files, {total} bytes, {fingerprint(rows)[:8]}"
 
 

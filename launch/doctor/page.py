@@ -46,8 +46,8 @@ def page(told: Diagnosis) -> Group:
     for name in ("check", "ok", "fails", ""):
         table.add_column(name, justify="right" if name == "ok" else "left", no_wrap=True)
     for one in told.verdicts:
-        nodes = len(one.fine) + len(one.failed)
-        ok = "ok" if not one.failed else f"{len(one.fine)} of {nodes}"
+        of = len(one.fine) + len(one.failed)
+        ok = "ok" if not one.failed else f"{len(one.fine)} of {of}"
         table.add_row(one.check, ok, some(list(one.failed)), one.told)
     lines = []
     for verdict in told.verdicts:

@@ -143,7 +143,7 @@ def _meet(
     with socket.create_server(("", 0), backlog=1024) as listener:
         here = json.dumps([own, listener.getsockname()[1]])
         try:
-            store = distributed.TCPStore(
+            store = distributed.TCPStore(  # type: ignore[attr-defined]
                 at.address,
                 at.port,
                 is_master=door is not None,
