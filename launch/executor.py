@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from launch.heartbeat import HangWatch
 from launch.job import SHARDS, Attempt, Job
 
 PENDING, RUNNING, ENDED = "pending", "running", "ended"
 CANCELLED = "CANCELLED"
+HUNG = "stopped"
 LOOKS = 2
 """Looks at which an unfinished task has to be found ended: a job that goes back into the queue is
 nowhere for a moment, and a folder on a network may show the last files late."""
@@ -67,6 +69,9 @@ class Executor(Protocol):
     def states(self, job: Job, attempts: Sequence[Attempt]) -> dict[int, TaskState] | None:
         """Task -> state, of the last attempt that has it; None if nobody can tell now."""
 
+    def kill(self, state: TaskState) -> None:
+        """Stop one task that hangs, whatever it does with signals; `state` is what it was last."""
+
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
         """Stop what is under way of some attempts."""
 
@@ -80,6 +85,7 @@ def run_job(
     poll_seconds: float,
     say: Say,
     remedy: str,
+    hang_minutes: float | None = None,
     watch: Callable[[], None] | None = None,
 ) -> None:
     """Have a job finished: submit what is missing and not under way, wait, retry what failed.
@@ -92,6 +98,8 @@ def run_job(
         poll_seconds: between two looks.
         say: called with what changes.
         remedy: what to type after a failure.
+        hang_minutes: a task that has made no progress for so long is stopped, as a failure; None
+            waits for ever.
         watch: called at every look.
 
     Raises:
@@ -100,6 +108,7 @@ def run_job(
     begun: Counter[int] = Counter()
     found_ended: Counter[int] = Counter()
     watched: set[int] = set()
+    hangs = HangWatch(job, hang_minutes)
     told = ""
     while True:
         missing = job.missing()
@@ -107,11 +116,19 @@ def run_job(
             watch()
         if job.finished:
             return
-        states = executor.states(job, job.attempts())
+        attempts = job.attempts()
+        states = executor.states(job, attempts)
         if states is None:
             told = _say_once(say, told, f"{job.name}: the executor does not answer, waiting")
             time.sleep(poll_seconds)
             continue
+        running = {task for task, one in states.items() if one.state == RUNNING}
+        for task, line in hangs.look(running, attempts).items():
+            say(f"{job.name}: {line}: stopped")
+            executor.kill(states[task])
+        for task in hangs.stopped:  # by us, and not cancelled by anybody
+            if task in states and states[task].state == ENDED:
+                states[task] = replace(states[task], reason=HUNG)
         active = [task for task, one in states.items() if one.state != ENDED]
         if not missing and not active:
             return  # all shards are whole; whoever asked for the stage seals it
@@ -128,6 +145,7 @@ def run_job(
                 if begun[task]:
                     say(f"{job.name}: task {task} ended, {_why(job, task, states)}: again")
                 begun[task] += 1
+                hangs.stopped.discard(task)
                 found_ended[task] = 0
             executor.submit(job, again, code)
         elif failed and not active:

@@ -8,6 +8,7 @@
         done/<task>.json     completion manifest of a task: its shards, host, job, seconds
         failed/<task>.json   why it failed last, in one line
         logs/001-<task>.log  what it printed
+        beats/001-<task>     its last progress, see `launch.heartbeat`
 
 Shards belong to tasks by the hash of their id (`lsb.artifact.share_of`), so the number of tasks is
 part of the job: another number is refused. A task is complete when all its shards are recorded as
@@ -114,7 +115,7 @@ class Job:
             "shards": list(shards),
             "target": str(target.absolute()),
         }
-        for name in ("attempts", "started", "done", "failed", "logs"):
+        for name in ("attempts", "started", "done", "failed", "logs", "beats"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         _write_once(folder / "run.json", {**wanted, "token": uuid4().hex[:8]})
         job = cls.open(folder)
@@ -277,6 +278,11 @@ class Job:
         index = task - attempt.offset
         place = f"{index}" if rank is None else f"{index}-rank-{rank}"
         return self.folder / "logs" / f"{attempt.number:03d}-{place}.log"
+
+    def beat(self, attempt: int, task: int, rank: int | None = None) -> Path:
+        """The file that an attempt's task writes as it gets on, or one rank of it."""
+        place = f"{task}" if rank is None else f"{task}-rank-{rank}"
+        return self.folder / "beats" / f"{attempt:03d}-{place}"
 
     def logs(self, attempt: Attempt, task: int) -> list[Path]:
         """What an attempt's task has written so far: its own log, and those of its ranks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.executor import Say
+from launch.flags import NO_SCRIPTS, read_flags
 from launch.job import RANKS, SHARDS
 from launch.launch_record import JOBS
 from launch.launcher import launched
@@ -19,15 +19,14 @@ from launch.settings import Settings
 from launch.slurm import render_script
 from vlmae.config import as_dict
 
-DRY_RUN = "--dry-run"
-NO_SCRIPTS = "launcher=local has no scripts: add launcher=slurm to see those of a cluster"
-
-
-def read_flags() -> None:
-    """Take `--dry-run` on the command line as the override it stands for."""
-    sys.argv[1:] = [
-        "launcher.dry_run=true" if argument == DRY_RUN else argument for argument in sys.argv[1:]
-    ]
+__all__ = [
+    "NO_SCRIPTS",
+    "is_dry_run",
+    "launched_run",
+    "print_script",
+    "print_scripts",
+    "read_flags",
+]
 
 
 def is_dry_run(config: DictConfig) -> bool:

@@ -110,6 +110,7 @@ class Launcher:
             code.name,
             retries=self.config.retries,
             poll_seconds=self.config.poll_seconds,
+            hang_minutes=self.config.hang_minutes,
             say=self.say,
             remedy=self.remedy,
         )

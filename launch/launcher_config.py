@@ -75,6 +75,8 @@ class LauncherConfig:
         ranks: of a training, on each node.
         retries: how often a task that failed is started again.
         poll_seconds: between two looks at what is going on.
+        hang_minutes: a task without progress for so long is stopped and started again, as one that
+            failed; None never is.
         dry_run: print what would be submitted, and make nothing.
     """
 
@@ -86,6 +88,7 @@ class LauncherConfig:
     ranks: int = 1
     retries: int = 1
     poll_seconds: float = 1.0
+    hang_minutes: float | None = 30.0
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -97,6 +100,11 @@ class LauncherConfig:
             raise ValueError(
                 f"launcher has retries {self.retries}, poll_seconds {self.poll_seconds}: give at "
                 "least 0, and more than 0"
+            )
+        if self.hang_minutes is not None and not self.hang_minutes > 0:
+            raise ValueError(
+                f"launcher.hang_minutes is {self.hang_minutes}: give more than 0, or null to wait "
+                "for ever"
             )
         unknown = sorted(set(self.stages) - set(STAGES))
         if unknown:

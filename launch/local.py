@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +70,12 @@ class LocalExecutor:
                 found[entry.task] = self._state(entry)
         return found
 
+    def kill(self, state: TaskState) -> None:
+        """Kill the processes of a task; what it was making is made again."""
+        for pid in filter(None, state.id.split(",")):
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(int(pid)).kill()
+
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
         """Send SIGTERM to tasks of a job, whichever process started them."""
         for task in job.busy:
@@ -110,7 +117,7 @@ class LocalExecutor:
         if job.kind != RANKS:
             return [self._process(entry, home, job.log(attempt, entry.task))]
         world = self.config.world
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         shared |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
         return [
             self._process(
@@ -169,7 +176,8 @@ def _running(job: Job, task: int) -> psutil.Process | None:
     return process if is_task and process.status() != psutil.STATUS_ZOMBIE else None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody has."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]

@@ -58,6 +58,7 @@ def retry(folder: Path) -> int:
                     code,
                     retries=run.config.retries,
                     poll_seconds=run.config.poll_seconds,
+                    hang_minutes=run.config.hang_minutes,
                     say=partial(out.print, soft_wrap=True),
                     remedy=f"python -m launch.retry {folder}",
                 )

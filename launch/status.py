@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.table import Table
 
 from launch.executor import ENDED, PENDING, RUNNING, TaskState
+from launch.heartbeat import server_time, silence
 from launch.job import RANKS, Job, seconds_since
 from launch.run_jobs import RunJobs, active
 from lsb.console import console, run_command
@@ -37,6 +38,7 @@ class JobStatus:
         seconds: since its first attempt, until it was finished.
         remaining: seconds to go at the pace so far; None where nobody can tell.
         error: of the first task that is neither done nor under way, in one line; else empty.
+        silent: seconds since the last progress, of the running task that is silent longest.
     """
 
     name: str
@@ -48,6 +50,7 @@ class JobStatus:
     seconds: float
     remaining: float | None
     error: str
+    silent: float | None = None
 
     @property
     def state(self) -> str:
@@ -90,7 +93,15 @@ def job_status(job: Job, states: dict[int, TaskState]) -> JobStatus:
         seconds,
         remaining,
         _error(job, stopped, states) if attempts else "",
+        _silent(job, states),
     )
+
+
+def _silent(job: Job, states: dict[int, TaskState]) -> float | None:
+    running = [task for task, one in states.items() if one.state == RUNNING]
+    now = server_time(job) if running else 0.0
+    found = [silence(job, task, now) for task in running]
+    return max((one for one in found if one is not None), default=None)
 
 
 def _error(job: Job, stopped: Sequence[int], states: dict[int, TaskState]) -> str:
@@ -124,7 +135,18 @@ def page(run: RunJobs, found: Sequence[JobStatus]) -> Group:
     """The page that `launch.status` prints."""
     words = {"stage", "state", "ids"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("stage", "state", "tasks", "shards", "runs", "waits", "took", "to go", "ids"):
+    for name in (
+        "stage",
+        "state",
+        "tasks",
+        "shards",
+        "runs",
+        "waits",
+        "took",
+        "to go",
+        "silent",
+        "ids",
+    ):
         table.add_column(name, justify="left" if name in words else "right", no_wrap=True)
     for one in found:
         table.add_row(
@@ -136,6 +158,7 @@ def page(run: RunJobs, found: Sequence[JobStatus]) -> Group:
             str(one.waiting or ""),
             span(one.seconds),
             "" if one.remaining is None else span(one.remaining),
+            "" if one.silent is None else span(one.silent),
             ",".join(one.ids[-3:]),
         )
     errors = [f"{one.name}: {one.error}" for one in found if one.error]

@@ -25,6 +25,7 @@ from types import FrameType
 from launch.job import COME_AGAIN, PARENT, SHARDS, TERMINATED, Job
 from lsb.artifact import work_on_stage
 from lsb.delegation import StageCall
+from lsb.progress import FILE, progressed
 
 SLURM_NAMES = {
     "RANK": "SLURM_PROCID",
@@ -58,6 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
         job.start(options.task, record)
     if not ranked:
         _end_on_signals()
+    beat = job.beat(attempt.number, options.task, rank if ranked else None)
+    beat.parent.mkdir(exist_ok=True)
+    os.environ[FILE] = str(beat.absolute())
+    progressed("it was started")
     started = time.monotonic()
     try:
         with open(job.work_file(attempt.code), "rb") as stream:
@@ -97,12 +102,13 @@ def _share(job: Job, task: int, call: StageCall) -> None:
 
 def _train(job: Job, task: int, train: Callable[[], object]) -> None:
     """Be one rank of a training; SIGTERM after a save is told from a signal to come again."""
-    from vlmae.preemption import Preempted  # takes seconds, which other tasks need not spend
-
     try:
         train()
-    except Preempted as stop:
-        raise SystemExit(TERMINATED if stop.signal == "SIGTERM" else COME_AGAIN) from None
+    except SystemExit as stop:
+        if type(stop).__name__ != "Preempted":  # of vlmae.preemption, which takes seconds to import
+            raise
+        signalled = getattr(stop, "signal", "")
+        raise SystemExit(TERMINATED if signalled == "SIGTERM" else COME_AGAIN) from None
 
 
 def rank_from_slurm() -> int:

@@ -62,6 +62,7 @@ def train_by_ranks(values: dict[str, Any], overrides: list[str]) -> Stage:
             code.name,
             retries=config.retries,
             poll_seconds=config.poll_seconds,
+            hang_minutes=config.hang_minutes,
             say=say,
             remedy="give the same command again",
             watch=tail.show,

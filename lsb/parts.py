@@ -24,6 +24,7 @@ from uuid import uuid4
 from tqdm import tqdm
 
 from lsb.files import file_sha256, fingerprint, link, read_json, write_json
+from lsb.progress import progressed
 
 RECORDED_PACKAGES = (
     "vlmae",
@@ -220,6 +221,7 @@ def _make_part(folder: Path, part: Part) -> Counts:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     _record(folder, part, files, counts, seconds=time.monotonic() - started)
+    progressed(f"part {part.name} is whole")
     return counts
 
 

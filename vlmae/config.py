@@ -90,11 +90,12 @@ def checked(key: str, kind: Any, value: Any) -> Any:
         raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}") from None
 
 
-def command(config_name: str) -> Callable[[Command], Callable[[], None]]:
+def command(config_name: str, refused: int = 1) -> Callable[[Command], Callable[[], None]]:
     """Turn `main(config)` into a Hydra command with one-line errors.
 
     Args:
         config_name: root file in `conf/`, without ".yaml".
+        refused: exit code where `main` refuses a value; what cannot be composed is always 2.
     """
 
     def decorate(main: Command) -> Callable[[], None]:
@@ -109,7 +110,7 @@ def command(config_name: str) -> Callable[[Command], Callable[[], None]]:
             ) as error:
                 # Hydra wraps what a constructor refused; the refusal is what the user needs.
                 cause = error.__cause__
-                _fail(cause if isinstance(cause, ValueError) else error, code=1)
+                _fail(cause if isinstance(cause, ValueError) else error, code=refused)
 
         def run() -> None:
             overrides = sys.argv[1:]

@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
+from lsb.progress import progressed
 from vlmae.callbacks import AnotherWorld, BetweenEpochs, SaveForResume
 from vlmae.data.loader import ClipLoader
 from vlmae.module import VlmaeModule
@@ -66,7 +67,7 @@ def fit(
         Preempted: a signal came, and all ranks have saved.
     """
     saver = SaveForResume(saves, now, save_every, save_also)
-    callbacks: list[Callback] = [saver, StopAtBoundary(flag, saver)]
+    callbacks: list[Callback] = [saver, StopAtBoundary(flag, saver), _Progress()]
     if towers is not None:
         callbacks.append(_Pretrained(towers))
     start = _on_first(lambda: _start(saves, now, resume_from))
@@ -138,6 +139,28 @@ def _require_same(save: Save, training: str) -> None:
             "ones (only the number of ranks and trainer.accumulate may differ), or start anew "
             "without trainer.resume_from"
         )
+
+
+class _Progress(Callback):
+    """Tells whoever started this rank that it trains and measures (`lsb.progress`)."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After every batch."""
+        progressed(f"step {trainer.global_step}")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """After every batch of the validation clips."""
+        progressed(f"step {trainer.global_step}, validation batch {batch_idx}")
 
 
 class _Pretrained(Callback):

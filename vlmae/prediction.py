@@ -12,6 +12,7 @@ import torch
 
 from lsb import ids as sample_ids
 from lsb.ids import IdArray
+from lsb.progress import progressed
 from vlmae.calibration import Calibration
 from vlmae.data.batches import CachedClips
 from vlmae.data.token_source import CachedTokens, TokenSource
@@ -111,6 +112,7 @@ def predict(
             for name, column in columns.items():
                 values = samples if name == "dropout_logits" else getattr(output, name)
                 column.append(values.float().cpu().numpy())
+            progressed(f"{start + len(numbers)} of {len(clips)} clips scored")
     if not len(clips):
         return _no_predictions(model, calibration, dropout_samples)
     arrays = {name: np.concatenate(column) for name, column in columns.items()}

@@ -7,7 +7,6 @@ is killed at any moment finds its jobs again, and job ids may start anew on a fr
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
@@ -16,10 +15,10 @@ from pathlib import Path
 from launch.executor import ENDED, PENDING, RUNNING, JobError, TaskState
 from launch.job import RANKS, Attempt, Job
 from launch.launcher_config import SlurmConfig
+from launch.slurm.commands import run_slurm
 from launch.slurm.script import render_script
 from lsb.artifact import write_bytes
 
-TIMEOUT_SECONDS = 120
 ENDED_STATES = (
     "BOOT_FAIL",
     "CANCELLED",
@@ -60,7 +59,7 @@ class SlurmExecutor:
             script = self._script(job, attempt, after)
             file = job.folder / "attempts" / f"{attempt.number:03d}.sh"
             write_bytes(file, script.encode())
-            done = _run("sbatch", "--parsable", str(file.absolute()))
+            done = run_slurm("sbatch", "--parsable", str(file.absolute()))
             if done.returncode:
                 said = " ".join((done.stderr or done.stdout).split())
                 raise JobError(f"sbatch refused {file}: {said}")
@@ -73,7 +72,7 @@ class SlurmExecutor:
         found = {task: TaskState(ENDED, "GONE") for a in attempts for task in a.tasks}
         if not mine:
             return found
-        done = _run(
+        done = run_slurm(
             "squeue",
             "--noheader",
             "--array",
@@ -97,11 +96,15 @@ class SlurmExecutor:
                 found[task] = _state(state, f"{id}_{index}" if place else id, rest)
         return found
 
+    def kill(self, state: TaskState) -> None:
+        """Cancel one task by its id; SLURM kills what does not end by itself."""
+        run_slurm("scancel", state.id)
+
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
         """Cancel jobs by name, whether they wait or run."""
         for attempt in attempts:
             if attempt.executor == self.name:
-                done = _run("scancel", f"--name={attempt.name}")
+                done = run_slurm("scancel", f"--name={attempt.name}")
                 if done.returncode:
                     raise JobError(f"scancel failed: {' '.join(done.stderr.split())}")
 
@@ -132,7 +135,7 @@ class SlurmExecutor:
     @cached_property
     def _largest_array(self) -> int:
         """Array indices lie below the cluster's MaxArraySize."""
-        found = LIMIT.search(_run("scontrol", "show", "config").stdout)
+        found = LIMIT.search(run_slurm("scontrol", "show", "config").stdout)
         return max(1, int(found.group(1))) if found else 1000
 
 
@@ -145,24 +148,3 @@ def _state(state: str, id: str, rest: str) -> TaskState:
     if state in ("RUNNING", "COMPLETING"):
         return TaskState(RUNNING, id=id, place=rest if not reason else "")
     return TaskState(PENDING, reason or state, id)
-
-
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run one of SLURM's commands.
-
-    Raises:
-        JobError: it is not installed.
-    """
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-        )
-    except FileNotFoundError:
-        raise JobError(
-            f"there is no {command[0]} on this machine: run this where SLURM's commands are (a "
-            "login node), or use launcher=local"
-        ) from None
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(
-            command, 1, "", f"{command[0]} did not answer for {TIMEOUT_SECONDS} s"
-        )

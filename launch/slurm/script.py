@@ -14,9 +14,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from launch.job import COME_AGAIN, RANKS
+from launch.job import COME_AGAIN, SHARDS
 from launch.launcher_config import Resources, SlurmConfig
 
+NODES = "nodes"
+"""Kind of a script that starts one process on every node, each by itself (`launch.doctor`)."""
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 
@@ -40,7 +42,7 @@ def render_script(
         config: resources and set-up.
         name: of the SLURM job.
         stage: whose resources are asked for.
-        kind: `launch.job.SHARDS` or `launch.job.RANKS`.
+        kind: `launch.job.SHARDS`, `launch.job.RANKS` or `NODES`.
         folder: of the job; absolute, as are the next two.
         code: snapshot that is run.
         cwd: where the command was given: runs may be relative to it.
@@ -59,7 +61,7 @@ def render_script(
                 "break): use another folder"
             )
     resources = config.of(stage)
-    log = folder / "logs" / f"{attempt:03d}-{'0' if kind == RANKS else '%a'}.log"
+    log = folder / "logs" / f"{attempt:03d}-{'%a' if kind == SHARDS else '0'}.log"
     options = [
         f"--job-name={name}",
         f'--chdir="{cwd}"',
@@ -69,14 +71,17 @@ def render_script(
         f"--signal=B:USR2@{config.signal_seconds}",
         *_resources(resources, config, kind),
     ]
-    if kind != RANKS:
+    if kind == SHARDS:
         limit = f"%{config.at_once}" if config.at_once else ""
         options.append(f"--array={array_of([number - offset for number in tasks])}{limit}")
     if after:
         options += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
     python = f"{config.container} " if config.container else ""
     python += shlex.quote(config.python or sys.executable)
-    command = f"{python} -m launch.task {shlex.quote(str(folder))} --attempt {attempt}"
+    if kind == NODES:
+        command = f"{python} -m launch.doctor.node {shlex.quote(str(folder))}"
+    else:
+        command = f"{python} -m launch.task {shlex.quote(str(folder))} --attempt {attempt}"
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -95,6 +100,7 @@ def render_script(
         cpus=resources.cpus,
         command=command,
         offset=offset,
+        logs=str(folder / "logs"),
         log=str(folder / "logs" / f"{attempt:03d}-0-rank-%t.log"),
         requeue_code=COME_AGAIN,
         requeues=config.requeues,
@@ -107,7 +113,7 @@ def _resources(resources: Resources, config: SlurmConfig, kind: str) -> Iterator
         value = getattr(resources, name)
         if value is not None:
             yield f'--{name}="{value}"' if name == "constraint" else f"--{name}={value}"
-    nodes, ranks = (config.nodes, config.ranks) if kind == RANKS else (1, 1)
+    nodes, ranks = (1, 1) if kind == SHARDS else (config.nodes, config.ranks)
     yield f"--nodes={nodes}"
     yield f"--ntasks-per-node={ranks}"
     yield f"--cpus-per-task={resources.cpus}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from lsb.ids import IdArray
 from lsb.order import member
+from lsb.progress import progressed
 from lsb.search.ask import HITS, Gather, Hits, ask, seeds_of
 from lsb.search.backends import Sample, open_scan, store_sample
 from lsb.search.codes import PartCodes
@@ -129,6 +130,7 @@ def part_blocks(
             _excluded(ids, excluded),
             None if codes is None else partial(codes.block, start, end),
         )
+        progressed(f"part {part.name}: {end} rows searched")
         start = end
 
 

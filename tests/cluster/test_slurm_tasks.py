@@ -174,6 +174,19 @@ def test_a_job_that_is_told_to_stop_goes_back_into_the_queue(counting: Counting)
     assert "again" not in out
 
 
+def test_a_task_that_hangs_is_stopped_and_started_again(counting: Counting) -> None:
+    counting.order("c.hang_once")
+    code, out, err = counting.run(*THREE, "hang_minutes=0.5", "retries=3")
+    assert code == 0, err
+    node = counting.begun("c")[0]
+    assert any(
+        "has made no progress for" in line and f"on {node}, " in line and line.endswith(": stopped")
+        for line in out.splitlines()
+    )
+    assert len(counting.begun("c")) > 1
+    assert "cancelled" not in out
+
+
 def test_a_lost_node_loses_nothing(counting: Counting) -> None:
     hold = counting.order("c.wait")
     process = counting.start(*THREE)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
 from lsb.artifact import Part, Stage, run_stage
+from lsb.progress import FILE
 
 LETTERS = "abcdefgh"
 
 
 def write(name: str, orders: Path, folder: Path) -> dict[str, int]:
-    """Write a letter; first obey `<orders>/<name>.fail`, `.fail_once` or `.wait`."""
+    """Write a letter; first obey `<orders>/<name>.fail`, `.fail_once`, `.hang_once` or `.wait`."""
     with open(orders / f"{name}.begun", "a") as stream:
         stream.write(f"{os.getpid()} {os.environ.get('SLURMD_NODENAME', '')}\n")
     if (orders / f"{name}.fail").exists():
@@ -21,10 +23,20 @@ def write(name: str, orders: Path, folder: Path) -> dict[str, int]:
     if (orders / f"{name}.fail_once").exists():
         (orders / f"{name}.fail_once").unlink()
         raise RuntimeError(f"{name} failed once")
+    if (orders / f"{name}.hang_once").exists():
+        long_ago(Path(os.environ[FILE]))
+        (orders / f"{name}.hang_once").unlink()
+        threading.Event().wait()
     while (orders / f"{name}.wait").exists():
         time.sleep(0.05)
     (folder / f"{name}.txt").write_text(name)
     return {"letters": 1}
+
+
+def long_ago(beat: Path) -> None:
+    """Put the last progress back by an hour: tests do not wait for it to be so."""
+    hour = beat.stat().st_mtime - 3600
+    os.utime(beat, (hour, hour))
 
 
 def counting_stage(root: Path, orders: Path, letters: str = LETTERS) -> Stage:

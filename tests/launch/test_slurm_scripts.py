@@ -61,6 +61,14 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "script": {"stage": "train", "kind": "ranks", "tasks": [0]},
     },
+    "nodes.sh": {
+        "config": {
+            "nodes": 2,
+            "options": ("--nodelist=node1,node2", "--no-requeue"),
+            "resources": {"train": {"cpus": 1, "memory_gb": 2, "time": "4", "gpus": 8}},
+        },
+        "script": {"stage": "train", "kind": "nodes", "tasks": [0]},
+    },
 }
 
 

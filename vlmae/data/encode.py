@@ -17,6 +17,7 @@ from torch import Tensor
 from lsb import ids as sample_ids
 from lsb.artifact import Counts
 from lsb.ids import IdArray
+from lsb.progress import progressed
 from vlmae.data.decode import BadClipError, Clip, DecodePolicy, decode_sample
 from vlmae.data.index import INDEX_ENDING
 from vlmae.data.ranges import RangeReader, tar_members
@@ -112,6 +113,7 @@ def encode_shard(
             )
         except BadClipError as error:
             bad.append(error)
+        progressed(f"{shard}: clip {key} read")
         if len(group) == CLIPS_AT_A_TIME:
             encode()
     encode()

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Mapping
 from typing import BinaryIO
 
+from lsb.progress import progressed
 from vlmae.data.decode.clip import BadClipError
 
 BLOCK = tarfile.BLOCKSIZE
@@ -58,6 +59,7 @@ def write_sample(stream: BinaryIO, key: str, members: Mapping[str, bytes]) -> tu
     offset = stream.tell()
     for ending, data in members.items():
         write_member(stream, f"{key}.{ending}", data)
+    progressed(f"clip {key} written")
     return offset, stream.tell() - offset
 
 

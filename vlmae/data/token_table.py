@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from lsb.progress import progressed
 from vlmae.tokens import Tokens
 
 Rows = npt.NDArray[np.int64]
@@ -62,6 +63,7 @@ def frozen_tokens(table: TokenTable, rows: Rows, suffix: nn.Module | None) -> di
             in evaluation mode, since it may have dropout.
     """
     streams = {name: table.batch(rows, name).float() for name in widths(table.streams)}
+    progressed(f"tokens of {len(rows)} clips read")
     if suffix is None:
         return streams
     device = next((parameter.device for parameter in suffix.parameters()), torch.device("cpu"))
