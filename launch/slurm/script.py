@@ -40,7 +40,7 @@ def render_script(
         config: resources and set-up.
         name: of the SLURM job.
         stage: whose resources are asked for.
-        kind: `launch.job.SHARDS` or `launch.job.RANKS`.
+        kind: `launch.job.RANKS`, or another: an array.
         folder: of the job; absolute, as are the next two.
         code: snapshot that is run.
         cwd: where the command was given: runs may be relative to it.
@@ -85,7 +85,7 @@ def render_script(
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = shlex.quote
-    return environment.get_template(f"{kind}.sh.j2").render(
+    return environment.get_template(f"{'ranks' if kind == RANKS else 'array'}.sh.j2").render(
         options=[*options, *config.options],
         attempt=attempt,
         folder=folder,
