@@ -62,7 +62,7 @@ def test_the_whole_grammar() -> None:
     log, whole = space.swept[-2:]
     assert (log.low, log.high, log.log, log.integer) == (1e-4, 1e-2, True, False)
     assert (whole.low, whole.high, whole.log, whole.integer) == (2, 8, False, True)
-    with pytest.raises(ValueError, match="f is an interval.*sampler=optuna"):
+    with pytest.raises(ValueError, match=r"f is an interval.*sampler=optuna"):
         next(space.grid())
 
 
@@ -164,8 +164,9 @@ def test_the_table_tells_how_every_point_stands(tmp_path: Path) -> None:
     assert least.best.number == 0
     record.write(tmp_path)
     assert SweepRecord.read(tmp_path) == record
-    with console().capture() as told:
-        console().print(sweep_page(record), soft_wrap=True)
+    out = console()
+    with out.capture() as told:
+        out.print(sweep_page(record), soft_wrap=True)
     page = told.get()
     assert "point 4: exit code 1: it cannot be" in page
     assert "6 points: 2 finished, 1 running, 2 waiting, 1 failed; best: point 1, fusion=b" in page
