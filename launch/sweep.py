@@ -81,7 +81,10 @@ def _train_grid(
     sweep: SweepRun, planner: Planner, space: Space
 ) -> tuple[list[Point], list[JobError]]:
     """Train every combination; see `launch.sweep_optuna.train_trials`."""
-    points = [planner.point(number, choice) for number, choice in enumerate(space.grid())]
+    choices = list(enumerate(space.grid()))
+    for number, choice in choices:  # before data are prepared for the first
+        point_config(space, number, choice)
+    points = [planner.point(number, choice) for number, choice in choices]
     sweep.record(points)
     return points, sweep.train(points)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from tiny_run import run_python
 
-from launch import status
+from launch import status, sweep
 from launch.job import RANKS, Job, jobs_below
 from lsb.artifact import open_stage
 
@@ -147,15 +148,34 @@ def test_trainings_on_several_ranks_are_a_job_each(sweeping: Sweeping) -> None:
     assert {job.name for job in jobs} == {one["stage"] for one in points}
 
 
-def test_mistakes_are_one_line_before_anything_is_submitted(sweeping: Sweeping) -> None:
-    for swept, code, told in (
-        (("model.dropout=0.1,2",), 1, "point 1 (model.dropout=2)"),
+@pytest.mark.parametrize(
+    ("swept", "code", "told"),
+    [
+        (("trainer.batch_size=4,0",), 1, "point 1 (trainer.batch_size=0)"),
         (("fusion=late,nothing",), 1, "point 1 (fusion=nothing)"),
         (("fusion=late,film", "sweep.metric=val/ap/x"), 1, "the tasks are relevance, unsafe"),
+        (("fusion=late,film", "growing=every"), 1, "set growing=none"),
+        (("fusion=late,film", "name=a/b"), 1, "name is 'a/b'"),
         (("fusion=late",), 2, "nothing is swept over"),
-    ):
-        done = sweeping.run(*swept, "name=wrong")
-        assert done.returncode == code, done.stdout
-        assert told in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        (("fusion=late,film(",), 2, "fusion=late,film("),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_submitted(
+    sweeping: Sweeping,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    swept: tuple[str, ...],
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.chdir(sweeping.folder)
+    monkeypatch.setattr(sweep, "_GIVEN", [])
+    monkeypatch.setattr(sys, "argv", ["sweep", *sweeping.keys, "name=wrong", *swept])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        sweep.main()
+    assert ended.value.code == code
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert told in errors[0]
     assert sweeping.jobs("wrong") == []
