@@ -122,7 +122,7 @@ def show(folder: Path) -> int:
     console().print(page(run, found), soft_wrap=True)
     sweep = SweepRecord.read(folder)
     if sweep is not None:
-        sweep = sweep.looked_at(folder.parent / "stages", states)
+        sweep = sweep.looked_at(folder.absolute().parent / "stages", states)
         console().print(sweep_page(sweep), soft_wrap=True)
     return 0
 

@@ -21,8 +21,9 @@ from launch.run_folder import RunFolder
 from launch.sweep_metric import SweepMetric
 from launch.sweep_space import Space
 from lsb.artifact import Stage, fingerprint, waiting_for_others
-from vlmae.config import as_dict, compose_config
+from vlmae.config import as_dict, build, compose_config
 from vlmae.data.token_source import TokenSource
+from vlmae.growing.config import GrowingConfig
 from vlmae.ranks import Ranks
 from vlmae.train import SOURCE, token_source, training_of
 from vlmae.training import Training, train, train_directory
@@ -81,13 +82,13 @@ class Planner:
         """
         values = point_config(self.space, number, choice)
         try:
+            if build("growing", GrowingConfig, values["growing"]).on:
+                raise ValueError(
+                    "a sweep compares trainings on one set of labels: set growing=none, or give "
+                    "each training that grows to launch.train"
+                )
             training = training_of(values, Ranks(), partial(self._source, values))
             training = replace(training, ranks=self.ranks, **self._shared(values, training))
-            if training.growing is not None:
-                raise ValueError(
-                    "a sweep compares trainings on one set of labels: set growing=none, or compare "
-                    "trainings that grow by launch.train, each under a name"
-                )
             self.metric.require_known(training.tasks)
             stage = train_directory(self.root, training).name
         except ValueError as error:
