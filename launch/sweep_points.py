@@ -88,7 +88,14 @@ class Planner:
                     "each training that grows to launch.train"
                 )
             training = training_of(values, Ranks(), partial(self._source, values))
-            training = replace(training, ranks=self.ranks, **self._shared(values, training))
+            training = replace(
+                training,
+                ranks=self.ranks,
+                labelled=self._shared([values["labels"], training.tasks], training.labelled),
+                validation=self._shared(
+                    [values["validation"], training.tasks], training.validation
+                ),
+            )
             self.metric.require_known(training.tasks)
             stage = train_directory(self.root, training).name
         except ValueError as error:
@@ -104,14 +111,9 @@ class Planner:
             self._sources[key] = token_source(values, Ranks(), self.say)
         return self._sources[key]
 
-    def _shared(self, values: Mapping[str, Any], training: Training) -> dict[str, pa.Table]:
-        """Its tables, one object for all points that name the same: they are pickled together."""
-        return {
-            field: self._tables.setdefault(
-                fingerprint([values[key], training.tasks]), getattr(training, field)
-            )
-            for key, field in (("labels", "labelled"), ("validation", "validation"))
-        }
+    def _shared(self, of: list[Any], table: pa.Table) -> pa.Table:
+        """One object for all points that name the same table: they are pickled together."""
+        return self._tables.setdefault(fingerprint(of), table)
 
 
 def point_config(space: Space, number: int, choice: Mapping[str, str]) -> dict[str, Any]:
