@@ -117,7 +117,9 @@ def main() -> None:
         try:
             space = read_space(arguments)
         except (ValueError, HydraException) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            refused = getattr(error, "override", "")  # Hydra's words do not always name it
+            line = " ".join(f"{refused} {error}".split())
+            print(f"error: {line}", file=sys.stderr)
             raise SystemExit(2) from None
         _GIVEN.append((space, arguments))
         sys.argv[1:] = space.first

@@ -98,8 +98,8 @@ class Planner:
             )
             self.metric.require_known(training.tasks)
             stage = train_directory(self.root, training).name
-        except ValueError as error:
-            raise ValueError(f"point {number} ({_told(choice)}): {error}") from error
+        except ValueError as error:  # without a cause, which would be told in place of the point
+            raise ValueError(f"point {number} ({_told(choice)}): {error}") from None
         self.folder.use(training.whitened)
         self.folder.keep(stage)
         return Point(number, dict(choice), stage, training)
