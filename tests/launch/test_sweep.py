@@ -148,16 +148,36 @@ def test_trainings_on_several_ranks_are_a_job_each(sweeping: Sweeping) -> None:
     assert {job.name for job in jobs} == {one["stage"] for one in points}
 
 
+def test_optuna_chooses_and_another_study_of_the_same_seed_trains_nothing(
+    sweeping: Sweeping,
+) -> None:
+    pytest.importorskip("optuna", reason="no Optuna here: pip install 'vlmae[sweep]'")
+    asked = ("sweep.sampler=optuna", "sweep.batch=2", "fusion=late,film")
+    space = "model.dropout=interval(0.1,0.5)"
+    first = sweeping.run(*asked, space, "sweep.trials=2", "name=asked")
+    assert first.returncode == 0, first.stderr
+    more = sweeping.run(*asked, space, "sweep.trials=4", "name=asked")
+    assert more.returncode == 0, more.stderr
+    points = sweeping.record("asked")["points"]
+    assert [one["state"] for one in points] == ["finished"] * 4
+    assert all(0.1 <= float(one["choice"]["model.dropout"]) <= 0.5 for one in points)
+    assert len(sweeping.jobs("asked")) == 2  # an array a batch
+    other = sweeping.run(*asked, space, "sweep.trials=4", "name=other")
+    assert other.returncode == 0, other.stderr
+    assert sweeping.record("other") == sweeping.record("asked")
+    assert sweeping.jobs("other") == []
+
+
 @pytest.mark.parametrize(
     ("swept", "code", "told"),
     [
-        (("trainer.batch_size=4,0",), 1, "point 1 (trainer.batch_size=0)"),
+        (("optimizer.learning_rate=1e-3,-1",), 1, "point 1 (optimizer.learning_rate=-1)"),
         (("fusion=late,nothing",), 1, "point 1 (fusion=nothing)"),
         (("fusion=late,film", "sweep.metric=val/ap/x"), 1, "the tasks are relevance, unsafe"),
         (("fusion=late,film", "growing=every"), 1, "set growing=none"),
         (("fusion=late,film", "name=a/b"), 1, "name is 'a/b'"),
         (("fusion=late",), 2, "nothing is swept over"),
-        (("fusion=late,film(",), 2, "fusion=late,film("),
+        (("fusion=late,film(",), 2, "error: fusion=late,film( "),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_submitted(
