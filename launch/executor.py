@@ -1,7 +1,7 @@
 """Executors: how the tasks of a job are started, watched and stopped, here or on a cluster.
 
-`run_job` is the same for all of them: submit what is missing, wait, submit again what failed. It
-can be killed and called again: tasks that are under way are found by the names of their attempts.
+`JobRun` is the same for all of them: submit what is missing, look, submit again what failed. It
+can be killed and begun again: tasks that are under way are found by the names of their attempts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from launch.heartbeat import HangWatch
-from launch.job import SHARDS, Attempt, Job
+from launch.job import RANKS, SHARDS, TRAININGS, Attempt, Job
 
 PENDING, RUNNING, ENDED = "pending", "running", "ended"
 CANCELLED = "CANCELLED"
@@ -76,6 +76,101 @@ class Executor(Protocol):
         """Stop what is under way of some attempts."""
 
 
+class JobRun:
+    """One job on its way: submit what is missing and not under way, submit again what failed.
+
+    Args:
+        executor: starts tasks.
+        job: what to finish.
+        code: name of the snapshot that new tasks run.
+        retries: how often a task that failed is submitted again.
+        say: called with what changes.
+        remedy: what to type after a failure.
+        hang_minutes: a task that has made no progress for so long is stopped, as a failure; None
+            waits for ever.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        job: Job,
+        code: str,
+        *,
+        retries: int,
+        say: Say,
+        remedy: str,
+        hang_minutes: float | None = None,
+    ) -> None:
+        self.executor, self.job, self.code = executor, job, code
+        self.retries, self.say, self.remedy = retries, say, remedy
+        self._begun: Counter[int] = Counter()
+        self._found_ended: Counter[int] = Counter()
+        self._watched: set[int] = set()
+        self._hangs = HangWatch(job, hang_minutes)
+        self._told = ""
+
+    def look(self) -> bool:
+        """Look once, and do what is to be done; returns whether the job is finished.
+
+        Raises:
+            JobError: a task failed more often than it may, or was cancelled. All tasks that could
+                be finished are.
+        """
+        job, begun = self.job, self._begun
+        missing = job.missing()
+        if job.finished:
+            return True
+        attempts = job.attempts()
+        states = self.executor.states(job, attempts)
+        if states is None:
+            self._say_once(f"{job.name}: the executor does not answer, waiting")
+            return False
+        states = self._without_hanging(states, attempts)
+        active = [task for task, one in states.items() if one.state != ENDED]
+        if not missing and not active:
+            return True  # all shards are whole; whoever asked for the stage seals it
+        self._watched.update(active)
+        idle = [task for task in missing if task not in active]
+        ended = self._found_ended
+        for task in job.busy:
+            ended[task] = ended[task] + 1 if task in idle else 0
+        looked = [task for task in idle if task not in states or ended[task] >= LOOKS]
+        cancelled = [t for t in looked if t in self._watched and _is_cancelled(states.get(t))]
+        failed = [t for t in looked if begun[t] > self.retries or t in cancelled]
+        again = [task for task in looked if task not in failed]
+        if again:
+            for task in again:
+                if begun[task]:
+                    self.say(f"{job.name}: task {task} ended, {_why(job, task, states)}: again")
+                begun[task] += 1
+                self._hangs.stopped.discard(task)
+                ended[task] = 0
+            self.executor.submit(job, again, self.code)
+        elif failed and not active:
+            raise JobError(_failure(job, failed, cancelled, states, self.remedy))
+        self._say_once(_progress(job, missing, states))
+        return False
+
+    def _without_hanging(
+        self, states: Mapping[int, TaskState], attempts: Sequence[Attempt]
+    ) -> dict[int, TaskState]:
+        """The states; tasks that hang are stopped, and those stopped so say why they ended."""
+        running = {task for task, one in states.items() if one.state == RUNNING}
+        for task, line in self._hangs.look(running, attempts).items():
+            self.say(f"{self.job.name}: {line}: stopped")
+            self.executor.kill(states[task])
+        stopped = self._hangs.stopped  # by us, and not cancelled by anybody
+        return {
+            task: replace(one, reason=HUNG) if task in stopped and one.state == ENDED else one
+            for task, one in states.items()
+        }
+
+    def _say_once(self, line: str) -> None:
+        if line and line != self._told:
+            self.say(line)
+        self._told = line
+
+
 def run_job(
     executor: Executor,
     job: Job,
@@ -98,77 +193,61 @@ def run_job(
         poll_seconds: between two looks.
         say: called with what changes.
         remedy: what to type after a failure.
-        hang_minutes: a task that has made no progress for so long is stopped, as a failure; None
-            waits for ever.
+        hang_minutes: see `JobRun`.
         watch: called at every look.
 
     Raises:
-        JobError: a task failed more often, or was cancelled. All tasks that could be finished are.
+        JobError: see `JobRun.look`.
     """
-    begun: Counter[int] = Counter()
-    found_ended: Counter[int] = Counter()
-    watched: set[int] = set()
-    hangs = HangWatch(job, hang_minutes)
-    told = ""
+    run = JobRun(
+        executor, job, code, retries=retries, say=say, remedy=remedy, hang_minutes=hang_minutes
+    )
     while True:
-        missing = job.missing()
         if watch is not None:
             watch()
-        if job.finished:
+        if run.look():
             return
-        attempts = job.attempts()
-        states = executor.states(job, attempts)
-        if states is None:
-            told = _say_once(say, told, f"{job.name}: the executor does not answer, waiting")
-            time.sleep(poll_seconds)
-            continue
-        running = {task for task, one in states.items() if one.state == RUNNING}
-        for task, line in hangs.look(running, attempts).items():
-            say(f"{job.name}: {line}: stopped")
-            executor.kill(states[task])
-        for task in hangs.stopped:  # by us, and not cancelled by anybody
-            if task in states and states[task].state == ENDED:
-                states[task] = replace(states[task], reason=HUNG)
-        active = [task for task, one in states.items() if one.state != ENDED]
-        if not missing and not active:
-            return  # all shards are whole; whoever asked for the stage seals it
-        watched.update(active)
-        idle = [task for task in missing if task not in active]
-        for task in job.busy:
-            found_ended[task] = found_ended[task] + 1 if task in idle else 0
-        looked = [task for task in idle if task not in states or found_ended[task] >= LOOKS]
-        cancelled = [t for t in looked if t in watched and _is_cancelled(states.get(t))]
-        failed = [t for t in looked if begun[t] > retries or t in cancelled]
-        again = [task for task in looked if task not in failed]
-        if again:
-            for task in again:
-                if begun[task]:
-                    say(f"{job.name}: task {task} ended, {_why(job, task, states)}: again")
-                begun[task] += 1
-                hangs.stopped.discard(task)
-                found_ended[task] = 0
-            executor.submit(job, again, code)
-        elif failed and not active:
-            raise JobError(_failure(job, failed, cancelled, states, remedy))
-        told = _say_once(say, told, _progress(job, missing, states))
         time.sleep(poll_seconds)
+
+
+def run_jobs(runs: Sequence[JobRun], *, at_once: int | None, poll_seconds: float) -> list[JobError]:
+    """Have several jobs finished, side by side; none waits for another that fails.
+
+    Args:
+        runs: in the order in which they start.
+        at_once: jobs at a time; None for no limit.
+        poll_seconds: between two looks.
+
+    Returns:
+        What was wrong with those that could not be finished.
+    """
+    waiting, under_way = list(runs), list[JobRun]()
+    errors = []
+    while waiting or under_way:
+        room = len(waiting) if at_once is None else at_once - len(under_way)
+        under_way, waiting = under_way + waiting[:room], waiting[room:]
+        for run in list(under_way):
+            try:
+                done = run.look()
+            except JobError as error:
+                errors.append(error)
+                done = True
+            if done:
+                under_way.remove(run)
+        if under_way:
+            time.sleep(poll_seconds)
+    return errors
 
 
 def _is_cancelled(state: TaskState | None) -> bool:
     return state is not None and state.reason.startswith(CANCELLED)
 
 
-def _say_once(say: Say, told: str, line: str) -> str:
-    if line and line != told:
-        say(line)
-    return line
-
-
 def _progress(job: Job, missing: Sequence[int], states: Mapping[int, TaskState]) -> str:
     counts = Counter(one.state for one in states.values())
     done = len(job.busy) - len(missing)
     waiting = f", {counts[PENDING]} waiting" if counts[PENDING] else ""
-    unit = "tasks" if job.kind == SHARDS else "training"
+    unit = {SHARDS: "tasks", RANKS: "training", TRAININGS: "trainings"}[job.kind]
     running = f"{counts[RUNNING]} running{waiting}"
     return f"{job.name}: {done} of {len(job.busy)} {unit}, {running}"
 

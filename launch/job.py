@@ -1,4 +1,4 @@
-"""The folder of one stage that is made by tasks: what is to be done, by whom, and what is done.
+"""The folder of a stage that is made by tasks: what is to be done, by whom, and what is done.
 
     <run>/jobs/embed-3f2a.../
         run.json             format, version, stage, kind, tasks, shards, target; written once
@@ -12,7 +12,8 @@
 
 Shards belong to tasks by the hash of their id (`lsb.artifact.share_of`), so the number of tasks is
 part of the job: another number is refused. A task is complete when all its shards are recorded as
-whole in the stage's own folder; nothing here is believed over that.
+whole in the stage's own folder; nothing here is believed over that. Trainings that stand side by
+side are a job, too: each is a task, and whole when its stage is there.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from lsb.artifact import read_json, share_of, write_json
 
 FORMAT = "vlmae-job"
 VERSION = 1
-SHARDS, RANKS = "shards", "ranks"
+SHARDS, RANKS, TRAININGS = "shards", "ranks", "trainings"
 COME_AGAIN = 75
 """Exit code of a task that was stopped and has saved: `vlmae.preemption.EXIT_CODE`, which takes
 seconds to import."""
@@ -75,10 +76,11 @@ class Job:
     Attributes:
         folder: of the job.
         stage: name of the stage.
-        kind: `SHARDS`, whose tasks are independent, or `RANKS`, one task of connected ranks.
+        kind: `SHARDS`, whose tasks are independent; `RANKS`, one task of connected ranks; or
+            `TRAININGS`, a task each, of one rank.
         tasks: how many share the shards; 1 for ranks.
-        shards: names of the stage's parts.
-        target: directory of the finished stage.
+        shards: names of the stage's parts; of trainings, of their stages.
+        target: directory of the finished stage; of trainings, the folder of all stages.
         token: makes the names of its attempts unique.
     """
 
@@ -168,24 +170,24 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the stage is whole."""
+        """Whether the stage is whole, or all trainings are."""
+        if self.kind == TRAININGS:
+            return all((self.target / shard).is_dir() for shard in self.shards)
         return self.target.is_dir()
 
     @property
     def busy(self) -> list[int]:
         """Numbers of the tasks that have shards; by chance of the hash some may have none."""
-        if self.kind == RANKS:
-            return [0]
-        return sorted({share_of(shard, self.tasks) for shard in self.shards})
+        return sorted(set(self._task_of.values()))
 
     def shards_of(self, task: int) -> list[str]:
         """Shards of a task, in order."""
-        if self.kind == RANKS:
-            return list(self.shards)
-        return [shard for shard in self.shards if share_of(shard, self.tasks) == task]
+        return [shard for shard, its in self._task_of.items() if its == task]
 
     def recorded(self) -> set[str]:
         """Shards that are whole."""
+        if self.kind == TRAININGS:
+            return {shard for shard in self.shards if (self.target / shard).is_dir()}
         if self.finished:
             return set(self.shards)
         parts = self.target.with_name(f"{self.target.name}.partial") / "parts"
@@ -195,14 +197,16 @@ class Job:
 
     def missing(self) -> list[int]:
         """Tasks that are not complete."""
-        if self.finished:
-            return []
-        if self.kind == RANKS:
-            return [0]
         recorded = self.recorded()
-        return sorted(
-            {share_of(shard, self.tasks) for shard in self.shards if shard not in recorded}
-        )
+        return sorted({task for shard, task in self._task_of.items() if shard not in recorded})
+
+    @property
+    def _task_of(self) -> dict[str, int]:
+        """Shard -> number of its task."""
+        if self.kind == TRAININGS:
+            return {shard: number for number, shard in enumerate(self.shards)}
+        of = 1 if self.kind == RANKS else self.tasks
+        return {shard: share_of(shard, of) for shard in self.shards}
 
     # ---- what is to be done
 

@@ -64,23 +64,42 @@ def print_scripts(config: DictConfig) -> None:
     for stage in STAGES:
         if stage in launcher.stages:
             print(f"# ---- {stage}")
-            print_script(launcher, stage, settings.folder)
+            ranked = stage == TRAIN
+            print_script(
+                launcher,
+                stage,
+                settings.folder,
+                kind=RANKS if ranked else SHARDS,
+                name=stage,
+                tasks=1 if ranked else launcher.tasks,
+            )
 
 
-def print_script(launcher: SlurmConfig, stage: str, run: Path) -> None:
-    """Print the script of a stage as it would be submitted; see `print_scripts`."""
+def print_script(
+    launcher: SlurmConfig, stage: str, run: Path, *, kind: str, name: str, tasks: int
+) -> None:
+    """Print the script of a job as it would be submitted; see `print_scripts`.
+
+    Args:
+        launcher: resources and set-up.
+        stage: whose resources are asked for.
+        run: folder of the run.
+        kind: of the job.
+        name: of the job, without its hash.
+        tasks: how many.
+    """
     folder = run.absolute() / JOBS
     print(
         render_script(
             launcher,
-            name=f"{stage}-<hash>",
+            name=f"{name}-<hash>",
             stage=stage,
-            kind=RANKS if stage == TRAIN else SHARDS,
-            folder=folder / f"{stage}-<hash>",
+            kind=kind,
+            folder=folder / f"{name}-<hash>",
             code=folder / "code-<hash>",
             cwd=Path.cwd(),
             attempt=1,
-            tasks=[0] if stage == TRAIN else range(launcher.tasks),
+            tasks=range(tasks),
         )
     )
 

@@ -60,16 +60,20 @@ class RunFolder:
         """Record that the run rests on a stage, and whether it was made now or before."""
         if stage.path.name not in self.made:
             (self.reused if stage.reused else self.made).add(stage.path.name)
-        if stage.path.name not in self._record["stages"]:
+        self.keep(stage.path.name)
+        return stage
+
+    def keep(self, name: str) -> None:
+        """Record that the run rests on a stage, which need not be there yet."""
+        if name not in self._record["stages"]:
             self.path.mkdir(parents=True, exist_ok=True)
             # Another process may compare other arms under the same name.
             with FileLock(self.path / ".run.lock"):
                 if self._file.is_file():
                     self._record["stages"] = read_run(self._file)["stages"]
-                if stage.path.name not in self._record["stages"]:
-                    self._record["stages"].append(stage.path.name)
+                if name not in self._record["stages"]:
+                    self._record["stages"].append(name)
                 write_json(self._file, self._record)
-        return stage
 
 
 def read_run(file: Path) -> dict[str, Any]:

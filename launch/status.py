@@ -1,7 +1,8 @@
 """How a run's jobs stand, on one page: `python -m launch.status runs/demo`.
 
 One line a stage that tasks make: how many tasks and shards are done, who runs and who waits, ids of
-the executor, how long it has taken and may take, and for what failed its last error.
+the executor, how long it has taken and may take, and for what failed its last error. Of a sweep
+also one line a point.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from launch.executor import ENDED, PENDING, RUNNING, TaskState
 from launch.heartbeat import server_time, silence
 from launch.job import RANKS, Job, seconds_since
 from launch.run_jobs import RunJobs, active
+from launch.sweep_table import SweepRecord, sweep_page
 from lsb.console import console, run_command
 
 
@@ -126,8 +128,13 @@ def show(folder: Path) -> int:
     """Print the page of a run; returns an exit code."""
     run = RunJobs.open(folder)
     # What is finished needs no executor: a page of a finished run can be read anywhere.
-    found = [job_status(job, {} if job.finished else run.states(job)) for job in run.jobs]
+    states = [(job, {} if job.finished else run.states(job)) for job in run.jobs]
+    found = [job_status(job, its) for job, its in states]
     console().print(page(run, found), soft_wrap=True)
+    sweep = SweepRecord.read(folder)
+    if sweep is not None:
+        sweep = sweep.looked_at(folder.absolute().parent / "stages", states)
+        console().print(sweep_page(sweep), soft_wrap=True)
     return 0
 
 

@@ -1,7 +1,8 @@
 """One task of a job: `python -m launch.task <folder> --task N --attempt A`, started by an executor.
 
 A task of shards makes its share of the stage and ends; the task that finds all shards whole seals
-the stage. A rank of a training takes its number from RANK and its companions, or from SLURM.
+the stage. A rank of a training takes its number from RANK and its companions, or from SLURM. A task
+of trainings is one of them, alone.
 SIGUSR2 and SIGTERM end a task whose shards are independent at once, for what it has not finished
 leaves nothing behind; a training saves first (`vlmae.preemption`). Exit codes: 0, 1 for an error
 that is told in one line, 75 to be put back into the queue, 143 after SIGTERM.
@@ -19,10 +20,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from launch.job import COME_AGAIN, PARENT, SHARDS, TERMINATED, Job
+from launch.job import COME_AGAIN, PARENT, RANKS, SHARDS, TERMINATED, Job
 from lsb.artifact import work_on_stage
 from lsb.delegation import StageCall
 from lsb.progress import FILE, progressed
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     _exit_with_parent()
     job = Job.open(options.folder)
     attempt = job.attempts()[options.attempt - 1]
-    ranked = job.kind != SHARDS
+    ranked = job.kind == RANKS
     rank = rank_from_slurm() if ranked else 0
     record = {
         "attempt": attempt.number,
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if rank == 0:
         job.start(options.task, record)
-    if not ranked:
+    if job.kind == SHARDS:
         _end_on_signals()
     beat = job.beat(attempt.number, options.task, rank if ranked else None)
     beat.parent.mkdir(exist_ok=True)
@@ -67,7 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with open(job.work_file(attempt.code), "rb") as stream:
             work = pickle.load(stream)
-        (_train if ranked else _share)(job, options.task, work)
+        if job.kind == SHARDS:
+            _share(job, options.task, work)
+        else:
+            _train(work if ranked else partial(work, options.task))
     except Exception as error:
         name = type(error).__name__
         another = name == "OtherRankError"  # of vlmae.ranks, which takes seconds to import
@@ -100,8 +105,8 @@ def _share(job: Job, task: int, call: StageCall) -> None:
         )
 
 
-def _train(job: Job, task: int, train: Callable[[], object]) -> None:
-    """Be one rank of a training; SIGTERM after a save is told from a signal to come again."""
+def _train(train: Callable[[], object]) -> None:
+    """Train, or be a rank of one; SIGTERM after a save is told from a signal to come again."""
     try:
         train()
     except SystemExit as stop:

@@ -14,6 +14,7 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from launch.job import RANKS
 from launch.launched_run import NO_SCRIPTS, print_script, read_flags
 from launch.launcher_config import TRAIN, SlurmConfig, launcher_config
 from launch.training_job import train_by_ranks
@@ -28,7 +29,8 @@ def main(config: DictConfig) -> None:
     launcher = launcher_config(values["launcher"])
     if launcher.dry_run:
         if isinstance(launcher, SlurmConfig):
-            print_script(launcher, TRAIN, Path(values["runs"]) / values["name"])
+            run = Path(values["runs"]) / values["name"]
+            print_script(launcher, TRAIN, run, kind=RANKS, name=TRAIN, tasks=1)
         else:
             print(NO_SCRIPTS)
         return

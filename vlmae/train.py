@@ -8,7 +8,7 @@ started again it goes on from the last save, to the same result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +21,9 @@ from lsb.kept import keep
 from vlmae.config import as_dict, build, checked, command
 from vlmae.data.labels import read_labels
 from vlmae.data.loader import LoaderConfig
+from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.data.redaction import require_redacted
-from vlmae.data.token_source import TokenSource, open_source
+from vlmae.data.token_source import Say, TokenSource, open_source
 from vlmae.data.whitening import whiten
 from vlmae.growing.settings import growing_of
 from vlmae.loggers import LoggerConfig
@@ -33,6 +34,9 @@ from vlmae.settings import model_config, prefix_of, prepared_data
 from vlmae.strategy import StrategyConfig
 from vlmae.trainer import TrainConfig
 from vlmae.training import Training, train
+
+SOURCE = ("data", "vl", "audio", "tuning", "decode", "prefix")
+"""Groups of a config that say which tokens are trained on."""
 
 
 @command("train")
@@ -55,45 +59,8 @@ def train_from_config(values: Mapping[str, Any], ranks: Ranks) -> Stage:
     """
     root = Path(values["runs"]) / "stages"
     console = Console(log_path=False, quiet=not ranks.first)
-    tasks = checked("task.names", list[str], values["task"]["names"])
-    labelled = read_labels(values["labels"], "labels", tasks)
-    validation = read_labels(values["validation"], "validation", tasks)
-    settings = build("trainer", TrainConfig, values["trainer"])
-    loader = build("loader", LoaderConfig, values["loader"])
-    optimizer = build("optimizer", OptimizerConfig, values["optimizer"])
-    data = require_redacted(root, ranks.once(partial(prepared_data, values, root)))
-    prefix = prefix_of(values, data)
-    source: TokenSource = open_source(root, prefix, console.log)
-    whitened = ranks.once(
-        partial(
-            whiten,
-            root,
-            source,
-            components=checked("model.components", int, values["model"]["components"]),
-            splits=checked("whitening.splits", list[str], values["whitening"]["splits"]),
-            clips=checked("whitening.clips", int, values["whitening"]["clips"]),
-        )
-    )
-    stage = train(
-        root,
-        Training(
-            source=source,
-            whitened=whitened,
-            labelled=labelled,
-            validation=validation,
-            model=model_config(values, tasks),
-            objective=values["objective"],
-            optimizer=optimizer,
-            config=settings,
-            loader=loader,
-            strategy=build("strategy", StrategyConfig, values["strategy"]),
-            skip_limit=prefix.config.skip_limit,
-            ranks=ranks,
-            logs=root.parent / "logs",
-            logger=build("logger", LoggerConfig, values["logger"]),
-            growing=growing_of(values, tasks),
-        ),
-    )
+    tokens = partial(token_source, values, ranks, console.log)
+    stage = train(root, training_of(values, ranks, tokens))
     if ranks.first:
         keep(root, stage, "vlmae.train")
     console.print(part_table(stage.counts))
@@ -104,6 +71,72 @@ def train_from_config(values: Mapping[str, Any], ranks: Ranks) -> Stage:
         soft_wrap=True,
     )
     return stage
+
+
+def token_source(values: Mapping[str, Any], ranks: Ranks, say: Say) -> TokenSource:
+    """The tokens that a config trains on, of the groups in `SOURCE`. Collective.
+
+    Args:
+        values: see `train_from_config`.
+        ranks: see there.
+        say: called with whether there is a cache.
+
+    Raises:
+        ValueError: a value is wrong, or the data cannot be prepared.
+    """
+    root = Path(values["runs"]) / "stages"
+    data = require_redacted(root, ranks.once(partial(prepared_data, values, root)))
+    return open_source(root, prefix_of(values, data), say)
+
+
+def training_of(
+    values: Mapping[str, Any], ranks: Ranks, tokens: Callable[[], TokenSource]
+) -> Training:
+    """The training of a composed config, ready to run. Collective.
+
+    Args:
+        values: see `train_from_config`.
+        ranks: see there.
+        tokens: gives the tokens of `token_source`; called when cheaper mistakes are excluded.
+
+    Raises:
+        ValueError: a value is wrong, or labels are absent.
+    """
+    root = Path(values["runs"]) / "stages"
+    tasks = checked("task.names", list[str], values["task"]["names"])
+    labelled = read_labels(values["labels"], "labels", tasks)
+    validation = read_labels(values["validation"], "validation", tasks)
+    settings = build("trainer", TrainConfig, values["trainer"])
+    loader = build("loader", LoaderConfig, values["loader"])
+    optimizer = build("optimizer", OptimizerConfig, values["optimizer"])
+    source = tokens()
+    whitened = ranks.once(
+        partial(
+            whiten,
+            root,
+            source,
+            components=checked("model.components", int, values["model"]["components"]),
+            splits=checked("whitening.splits", list[str], values["whitening"]["splits"]),
+            clips=checked("whitening.clips", int, values["whitening"]["clips"]),
+        )
+    )
+    return Training(
+        source=source,
+        whitened=whitened,
+        labelled=labelled,
+        validation=validation,
+        model=model_config(values, tasks),
+        objective=values["objective"],
+        optimizer=optimizer,
+        config=settings,
+        loader=loader,
+        strategy=build("strategy", StrategyConfig, values["strategy"]),
+        skip_limit=build("prefix", PrefixConfig, values["prefix"]).skip_limit,
+        ranks=ranks,
+        logs=root.parent / "logs",
+        logger=build("logger", LoggerConfig, values["logger"]),
+        growing=growing_of(values, tasks),
+    )
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from launch.job import COME_AGAIN, SHARDS
+from launch.job import COME_AGAIN, RANKS
 from launch.launcher_config import Resources, SlurmConfig
 
 NODES = "nodes"
 """Kind of a script that starts one process on every node, each by itself (`launch.doctor`)."""
+ONE_JOB = (RANKS, NODES)
+"""Kinds of one job over several nodes, each with a template of its own; others are arrays."""
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 
@@ -42,7 +44,7 @@ def render_script(
         config: resources and set-up.
         name: of the SLURM job.
         stage: whose resources are asked for.
-        kind: `launch.job.SHARDS`, `launch.job.RANKS` or `NODES`.
+        kind: `launch.job.RANKS`, `NODES`, or another: an array.
         folder: of the job; absolute, as are the next two.
         code: snapshot that is run.
         cwd: where the command was given: runs may be relative to it.
@@ -61,7 +63,7 @@ def render_script(
                 "break): use another folder"
             )
     resources = config.of(stage)
-    log = folder / "logs" / f"{attempt:03d}-{'%a' if kind == SHARDS else '0'}.log"
+    log = folder / "logs" / f"{attempt:03d}-{'0' if kind in ONE_JOB else '%a'}.log"
     options = [
         f"--job-name={name}",
         f'--chdir="{cwd}"',
@@ -71,7 +73,7 @@ def render_script(
         f"--signal=B:USR2@{config.signal_seconds}",
         *_resources(resources, config, kind),
     ]
-    if kind == SHARDS:
+    if kind not in ONE_JOB:
         limit = f"%{config.at_once}" if config.at_once else ""
         options.append(f"--array={array_of([number - offset for number in tasks])}{limit}")
     if after:
@@ -90,7 +92,7 @@ def render_script(
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = shlex.quote
-    return environment.get_template(f"{kind}.sh.j2").render(
+    return environment.get_template(f"{kind if kind in ONE_JOB else 'array'}.sh.j2").render(
         options=[*options, *config.options],
         attempt=attempt,
         folder=folder,
@@ -113,7 +115,7 @@ def _resources(resources: Resources, config: SlurmConfig, kind: str) -> Iterator
         value = getattr(resources, name)
         if value is not None:
             yield f'--{name}="{value}"' if name == "constraint" else f"--{name}={value}"
-    nodes, ranks = (1, 1) if kind == SHARDS else (config.nodes, config.ranks)
+    nodes, ranks = (config.nodes, config.ranks) if kind in ONE_JOB else (1, 1)
     yield f"--nodes={nodes}"
     yield f"--ntasks-per-node={ranks}"
     yield f"--cpus-per-task={resources.cpus}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.executor import ENDED, PENDING, RUNNING, JobError, TaskState, run_job
+from launch.executor import ENDED, PENDING, RUNNING, JobError, JobRun, TaskState, run_job, run_jobs
 from launch.job import RANKS, Attempt, Job
 
 Look = dict[int, TaskState] | None | Callable[[], dict[int, TaskState]]
@@ -120,3 +120,40 @@ def test_a_finished_job_asks_nobody(job: Job) -> None:
     job.target.mkdir(parents=True)
     executor, said = run(job)
     assert executor.submitted == said == []
+
+
+class SideBySide(Script):
+    """An executor of several jobs: each is found running twice, then done; that of "b" fails."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.seen: dict[str, int] = {}
+        self.most = 0
+
+    def states(self, job: Job, attempts: Sequence[Attempt]) -> dict[int, TaskState] | None:
+        if not attempts:
+            return {}
+        seen = self.seen[job.name] = self.seen.get(job.name, 0) + 1
+        under_way = [name for name, looks in self.seen.items() if looks <= 2]
+        self.most = max(self.most, len(under_way))
+        if seen <= 2:
+            return state(RUNNING)
+        if job.name == "b":
+            return state(ENDED, "FAILED")
+        return finish(job)()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, None])
+def test_jobs_side_by_side_so_many_at_a_time_and_one_fails(
+    tmp_path: Path, at_once: int | None
+) -> None:
+    executor, runs = SideBySide(), []
+    for name in "abcd":
+        target, folder = tmp_path / "stages" / name, tmp_path / "jobs" / name
+        job = Job.create(folder, stage="train", kind=RANKS, tasks=1, shards=[name], target=target)
+        runs.append(JobRun(executor, job, "code-1", retries=0, say=print, remedy="give it again"))
+    (error,) = run_jobs(runs, at_once=at_once, poll_seconds=0.001)
+    assert "b: task 0 of 1 failed: FAILED" in str(error)
+    assert [run.job.finished for run in runs] == [True, False, True, True]
+    assert [len(run.job.attempts()) for run in runs] == [1, 1, 1, 1]
+    assert executor.most == (at_once or 4)

@@ -38,6 +38,17 @@ CASES: dict[str, dict[str, Any]] = {
             "after": ["17", "18"],
         },
     },
+    "trainings.sh": {
+        "config": {
+            "at_once": 4,
+            "ranks": 1,
+            "resources": {
+                "default": {"time": "04:00:00", "cpus": 2, "memory_gb": 8},
+                "train": {"cpus": 4, "gpus": 1},
+            },
+        },
+        "script": {"stage": "train", "kind": "trainings", "tasks": range(8)},
+    },
     "ranks.sh": {
         "config": {
             "nodes": 2,

@@ -40,6 +40,7 @@ COMMANDS = (
     "predict",
     "variants",
     "launch_train",
+    "launch_sweep",
 )
 
 

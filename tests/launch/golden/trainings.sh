@@ -1,0 +1,38 @@
+#!/bin/bash
+#SBATCH --job-name=train-3f2a.0b1c2d3e.001
+#SBATCH --chdir="/data"
+#SBATCH --output="/data/my runs/demo/jobs/train-3f2a/logs/001-%a.log"
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@120
+#SBATCH --time=04:00:00
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=8192M
+#SBATCH --gres=gpu:1
+#SBATCH --array=0-7%4
+# Written by vlmae, attempt 1 of the job in /data/my runs/demo/jobs/train-3f2a.
+set -uo pipefail
+export PYTHONPATH='/data/my runs/demo/jobs/code-77aa'${PYTHONPATH:+:$PYTHONPATH}
+export OMP_NUM_THREADS=4
+
+# SLURM tells this shell, and not the task, that time is up or that others need the nodes: passed on.
+child=""
+stop=""
+pass_on() { [ -n "$child" ] && [ -n "$stop" ] && kill -s "$stop" "$child" 2>/dev/null; }
+trap 'stop=USR2; pass_on' USR2
+trap 'stop=TERM; pass_on' TERM
+'/opt/my env/bin/python' -m launch.task '/data/my runs/demo/jobs/train-3f2a' --attempt 1 --task $((SLURM_ARRAY_TASK_ID)) &
+child=$!
+pass_on
+while kill -0 "$child" 2>/dev/null; do wait "$child"; done
+wait "$child"
+code=$?
+# 140: told before it could listen.
+if [ "$stop$code" = USR2140 ]; then code=75; fi
+if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
+  # Stopped, not failed: the same job goes on later.
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60
+fi
+exit "$code"
