@@ -31,7 +31,7 @@ def test_wheel_holds_the_packages_and_the_whole_config_tree(wheel: set[str]) -> 
         assert f"vlmae/{path.relative_to(REPOSITORY)}" in wheel
     assert {"vlmae/model.py", "lsb/store/store.py", "launch/round.py"} <= wheel
     assert {f"lsb/search/kernel/{name}" for name in ("scan.cpp", "encode.h", "simd.h")} <= wheel
-    scripts = {f"launch/templates/{name}.sh.j2" for name in ("base", "shards", "ranks")}
+    scripts = {f"launch/templates/{name}.sh.j2" for name in ("base", "array", "ranks")}
     assert scripts <= wheel
     assert not [name for name in wheel if name.startswith(("tests/", "conf/", "runs/"))]
 
