@@ -87,7 +87,7 @@ def line(row: Row) -> str:
     config = compose_config("plan", [*COMMON, *row.overrides])
     planner = Planner(cast(dict[str, Any], as_dict(config)))
     need = planner.need(planner.asked)
-    asked = f"{need.gpu_peak[1] / GIB:.1f}"
+    asked = _gib(need.gpu_peak[1])
     trained = f"{sum(planner.size.trained) / 1e6:,.1f} M"
     if planner.fits(need):
         settings, most, host = "as it is", need.gpu_peak, need.node
@@ -98,10 +98,14 @@ def line(row: Row) -> str:
         settings = "`" + " ".join(found[1]) + "`"
         there = planner.need(found[0])
         most, host = there.gpu_peak, there.node
-    cells = (f"{most[1] / GIB:.1f} ({most[0]})", f"{host / GIB:.0f}")
+    cells = (f"{_gib(most[1])} ({most[0]})", f"{host / GIB:.0f}")
     return (
         f"| {row.towers} | {row.tuning} | {trained} | {asked} | {settings} | {' | '.join(cells)} |"
     )
+
+
+def _gib(size: int) -> str:
+    return "< 0.05" if size < 0.05 * GIB else f"{size / GIB:.1f}"
 
 
 def _audio(folder: Path) -> str:
