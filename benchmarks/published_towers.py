@@ -1,9 +1,8 @@
 """Published towers as folders without weights: config.json and processors, for `launch.plan`.
 
-Numbers are those of the config.json files on the Hugging Face hub, written down by hand, not
-fetched. The
-vocabularies are of single bytes, which changes the number of tokens of a title alone, and titles
-are cut.
+Numbers are those of the config.json files on the Hugging Face hub, written down by hand and not
+fetched. The vocabularies are of single bytes, which changes the number of tokens of a title alone,
+and titles are cut.
 """
 
 from __future__ import annotations

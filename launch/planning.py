@@ -185,8 +185,9 @@ class Planner:
             heavier = HEAVIER[HEAVIER.index(asked.name) + 1 :]
             found += [replace(asked, name=name) for name in heavier]
         if not asked.offload_parameters:
-            offloaded = {"offload_optimizer": True, "offload_parameters": True}
-            found.append(replace(asked, name="zero3", **offloaded))
+            found.append(
+                replace(asked, name="zero3", offload_optimizer=True, offload_parameters=True)
+            )
         return found
 
     def _trainings(self) -> list[TrainConfig]:

@@ -51,6 +51,7 @@ class Alive(Watch):
             return
         parameters = list(pl_module.model.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
+        gc.collect()  # buckets that were given back may be a part of cycles
         inner = getattr(optimizer, "optimizer", optimizer)
         state = [t for held in inner.state.values() for t in held.values() if t.numel() > 1]
         self.bytes |= {
@@ -77,17 +78,16 @@ def main(folder: Path) -> None:
     ranks = Ranks.from_environment()
     with ranks.together():
         for name, case in CASES.items():
-            gc.collect()
-            before = sum(storages(python_tensors()).values())
             watch = Alive()
             make_trainer, module, loader = make(case, ranks, folder / "lightning", watch)
-            data = sum(storages(python_tensors()).values()) - before
+            # Held until the case has ended, so that what was there before stays.
+            standing = python_tensors()
             with process_group(case.strategy):
                 make_trainer([]).fit(module, loader)
             if ranks.first:
-                watch.bytes["all"] -= before + data
+                watch.bytes["all"] -= sum(storages(standing).values())
                 (folder / f"{name}.json").write_text(json.dumps(watch.bytes))
-            del make_trainer, module, loader
+            del standing
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from communication_cases import STRATEGIES
+from footprint_cases import CASES
 from small_model import build
 from torchrun import ended, start_script
 
@@ -28,13 +28,14 @@ def alive(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]
 
 def planned(name: str) -> dict[str, int]:
     """Line -> bytes, of what is there at all times."""
-    placed = Placement(STRATEGIES[name], ADAM, ranks=2, live=False, overlap=False)
+    strategy, accumulate = CASES[name].strategy, CASES[name].accumulate
+    placed = Placement(strategy, ADAM, 2, live=False, accumulate=accumulate, overlap=False)
     size = size_of(build(), prefix=0, loaded=0)
     lines = gpu_lines(size, Activations(0, 0, 0, 0), placed)
     return {line.name: line.size for line in lines if line.when == ALWAYS}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", CASES)
 def test_ranks_hold_what_is_planned(alive: dict[str, dict[str, int]], name: str) -> None:
     lines, held = planned(name), alive[name]
     # Flat groups are padded to equal shards, and moments of single numbers are left out here.
@@ -42,12 +43,12 @@ def test_ranks_hold_what_is_planned(alive: dict[str, dict[str, int]], name: str)
     # DDP's own buckets are not known to Python.
     expected = sum(lines.values()) - (lines["communication buckets"] if name == "ddp" else 0)
     # A batch and counters are alive, too.
-    assert expected < held["all"] < 1.02 * expected
+    assert expected < held["all"] < 1.03 * expected
 
 
 def test_strategies_hold_less_and_less(alive: dict[str, dict[str, int]]) -> None:
     assert alive["zero3"]["all"] < alive["zero2"]["all"] < alive["ddp"]["all"]
-    assert alive["zero1"]["all"] == alive["zero2"]["all"]
+    assert alive["zero3"]["all"] < alive["zero1"]["all"] < alive["ddp"]["all"]
 
 
 def test_zero1_keeps_whole_gradients_between_micro_batches(
