@@ -302,6 +302,9 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         del kept["budgets"]
     if not values["growing"]["every_epochs"]:  # as runs were before there was such a group
         del kept["growing"]
+    if values["strategy"]["communication_data_type"] == "fp32":  # the same
+        kept["strategy"] = dict(values["strategy"])
+        del kept["strategy"]["communication_data_type"]
     world = launcher_config(values["launcher"]).world
     return kept if world == 1 else {**kept, "ranks": world}
 

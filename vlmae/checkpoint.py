@@ -17,10 +17,11 @@ from typing import Any
 from hydra.utils import instantiate
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsb.artifact import canonical, file_sha256
 from vlmae.backbones.base import tensor_sha256
+from vlmae.fusion import Fusion
 from vlmae.model import TOWERS, VlmaeModel
 from vlmae.towers import Towers, build_suffix, build_towers
 from vlmae.tuning import tuning_config
@@ -74,13 +75,31 @@ def build_model(config: Mapping[str, Any], towers: Mapping[str, Mapping[str, Any
         towers: tower -> Hydra node of its backbone.
     """
     fusion = instantiate(config["fusion"])
+    suffix = build_suffix(towers["vl"], towers["audio"], tuning_config(config.get("tuning")))
+    return assemble(config, build_towers(towers["vl"], towers["audio"]).streams, fusion, suffix)
+
+
+def assemble(
+    config: Mapping[str, Any],
+    streams: Mapping[str, Mapping[str, int]],
+    fusion: Fusion,
+    suffix: nn.Module | None,
+) -> VlmaeModel:
+    """A model of parts that exist.
+
+    Args:
+        config: see `build_model`.
+        streams: of the towers.
+        fusion: a new one.
+        suffix: of the towers, see `vlmae.towers.build_suffix`.
+    """
     return VlmaeModel(
-        build_towers(towers["vl"], towers["audio"]).streams,
+        streams,
         int(config["components"]),
         fusion,
         list(config["tasks"]),
         float(config["dropout"]),
-        build_suffix(towers["vl"], towers["audio"], tuning_config(config.get("tuning"))),
+        suffix,
         modality_dropout=config.get("modality_dropout"),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from vlmae.ranks import Ranks
 from vlmae.zero import STAGES, ZeroPrecision, ZeroStrategy
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vlmae.trainer import TrainConfig
 
 NAMES = ("ddp", *STAGES)
+COMMUNICATION = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class StrategyConfig:
         persist_below: zero3 keeps weights with fewer elements whole on every rank.
         hpz_ranks: zero3 keeps a second copy of the weights sharded over so many neighbouring ranks,
             so that the backward pass gathers within a machine; 1 keeps none.
+        communication_data_type: "fp32", or "bf16" to send and sum gradients in bfloat16, which
+            halves their traffic and rounds every sum; weights and optimiser stay in float32.
     """
 
     name: str = "ddp"
@@ -50,6 +55,7 @@ class StrategyConfig:
     bucket_size: int = 50_000_000
     persist_below: int = 100_000
     hpz_ranks: int = 1
+    communication_data_type: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -58,6 +64,11 @@ class StrategyConfig:
             raise ValueError(
                 f"strategy has bucket_size {self.bucket_size}, persist_below {self.persist_below}, "
                 f"hpz_ranks {self.hpz_ranks}: give at least 1, 0 and 1"
+            )
+        if self.communication_data_type not in COMMUNICATION:
+            raise ValueError(
+                f"strategy.communication_data_type is {self.communication_data_type!r}: use one of "
+                f"{', '.join(COMMUNICATION)}"
             )
         if self.offload_optimizer and not self.sharded:
             raise ValueError(
@@ -77,11 +88,20 @@ class StrategyConfig:
         return self.name in STAGES
 
     def hashed(self) -> dict[str, Any]:
-        """What changes results."""
+        """What changes results; nothing of what was added later while it is at its default."""
         if not self.sharded:
-            return {"name": self.name}
-        only_zero3 = () if self.name == "zero3" else ("offload_parameters", "persist_below")
-        return {name: value for name, value in asdict(self).items() if name not in only_zero3}
+            return {"name": self.name, **self.rounding()}
+        left_out = {"communication_data_type"}
+        if self.name != "zero3":
+            left_out |= {"offload_parameters", "persist_below"}
+        kept = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {**kept, **self.rounding()}
+
+    def rounding(self) -> dict[str, str]:
+        """The part of `hashed` that says how gradients are rounded on their way; {} for float32."""
+        if self.communication_data_type == "fp32":
+            return {}
+        return {"communication_data_type": self.communication_data_type}
 
     def check(self, accelerator: str, ranks: Ranks) -> None:
         """Refuse what cannot work on these ranks.
@@ -100,6 +120,18 @@ class StrategyConfig:
                 f"strategy.hpz_ranks is {self.hpz_ranks} and a machine has {ranks.local_size} "
                 "ranks: give a divisor of them"
             )
+        if self.communication_data_type == "bf16" and not self.sharded:
+            if ranks.size == 1:
+                warnings.warn(
+                    "strategy.communication_data_type bf16 has no effect on one rank",
+                    stacklevel=3,
+                )
+            elif torch.version.cuda is None:
+                raise ValueError(
+                    f"strategy.communication_data_type is bf16 and torch {torch.__version__} was "
+                    "built without CUDA, for which its DDP refuses bfloat16: use strategy=zero1, "
+                    "install a CUDA build, or leave it at fp32"
+                )
 
 
 def build_strategy(config: StrategyConfig, train: TrainConfig, ranks: Ranks) -> Any:
@@ -113,7 +145,19 @@ def build_strategy(config: StrategyConfig, train: TrainConfig, ranks: Ranks) -> 
         return ZeroStrategy(config, train)
     # Every rank runs every branch (contract 8), so that no parameter is ever left without a
     # gradient and DDP need not look for such.
-    return DDPStrategy(find_unused_parameters=False) if ranks.size > 1 else "auto"
+    if ranks.size == 1:
+        return "auto"
+    kind = _Bf16Ddp if config.communication_data_type == "bf16" else DDPStrategy
+    return kind(find_unused_parameters=False)
+
+
+class _Bf16Ddp(DDPStrategy):
+    """DDP that sums gradients in bfloat16, by torch's own hook."""
+
+    def _register_ddp_hooks(self) -> None:
+        """Lightning would register a hook on GPUs only, and say nothing elsewhere."""
+        model: Any = self.model
+        model.register_comm_hook(None, bf16_compress_hook)
 
 
 def build_precision(config: StrategyConfig, train: TrainConfig) -> Precision:

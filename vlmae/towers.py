@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lsb.artifact import canonical
 from vlmae.backbones import Backbone, Suffix
+from vlmae.backbones.weightless import without_weights
 from vlmae.data.decode import Clip
 from vlmae.tokens import Tokens
 from vlmae.tuning import TowerTuning, tune
@@ -110,6 +111,12 @@ def build_towers(vl: Mapping[str, Any], audio: Mapping[str, Any]) -> Towers:
     return _build(canonical(dict(vl)), canonical(dict(audio)))
 
 
+def empty_towers(vl: Mapping[str, Any], audio: Mapping[str, Any]) -> Towers:
+    """Towers of two Hydra nodes that have shapes and no weights (`vlmae.backbones.weightless`)."""
+    with without_weights():
+        return Towers(instantiate(dict(vl)), instantiate(dict(audio)))
+
+
 class TunedSuffix(Suffix):
     """A copy of what lies behind the cuts, part of which trains.
 
@@ -149,7 +156,20 @@ def build_suffix(
     """
     towers = build_towers(vl, audio)
     # On the CPU, wherever the towers have been put meanwhile: who uses the copy moves it.
-    suffix = TunedSuffix(dict(copy.deepcopy(towers.suffix_modules()).cpu().items()))
+    return tuned_suffix(towers, copy.deepcopy(towers.suffix_modules()).cpu(), tuning)
+
+
+def tuned_suffix(
+    towers: Towers, modules: Suffix, tuning: Mapping[str, TowerTuning] | None = None
+) -> TunedSuffix | None:
+    """See `build_suffix`.
+
+    Args:
+        towers: that `modules` belong to.
+        modules: what lies behind the cuts, changed in place.
+        tuning: see `build_suffix`.
+    """
+    suffix = TunedSuffix(dict(modules.items()))
     for tower, streams in towers.streams.items():
         for stream in streams:
             if stream in suffix:

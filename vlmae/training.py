@@ -250,7 +250,8 @@ def _identity(made_of: Mapping[str, Any]) -> str:
     Settings that say how the same sums are made are left out.
     """
     train = {k: v for k, v in made_of["config"]["train"].items() if k not in HOW}
-    strategy = {"name": made_of["config"]["strategy"]["name"]}
+    kept = ("name", "communication_data_type")
+    strategy = {k: v for k, v in made_of["config"]["strategy"].items() if k in kept}
     config = {**made_of["config"], "train": train, "strategy": strategy}
     return fingerprint({**made_of, "config": config})
 

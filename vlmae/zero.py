@@ -52,6 +52,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         # On CPU it would compile a shared-memory all-reduce for inference at its first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _see_inside_dataclasses()
+        _send_as_configured()
         super().__init__(
             config=deepspeed_config(config, train),
             # Frozen weights are never saved (contract 7).
@@ -153,6 +154,7 @@ def deepspeed_config(config: StrategyConfig, train: TrainConfig) -> dict[str, An
     values: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.batch_size,
         "zero_optimization": zero,
+        "communication_data_type": config.communication_data_type,
         "zero_allow_untested_optimizer": True,
         # torch's optimisers step on the host, too; DeepSpeed's need a compiler.
         "zero_force_ds_cpu_optimizer": False,
@@ -160,7 +162,7 @@ def deepspeed_config(config: StrategyConfig, train: TrainConfig) -> dict[str, An
         "wall_clock_breakdown": False,
     }
     if train.precision == "bf16-mixed":
-        # Gradients travel in float32, as with DDP.
+        # No module's weights are gathered in bfloat16, as with DDP.
         values["torch_autocast"] = {
             "enabled": True,
             "dtype": "bfloat16",
@@ -196,3 +198,17 @@ def _see_inside_dataclasses() -> None:
     apply.sees_dataclasses = True  # type: ignore[attr-defined]
     utils.apply_to_tensors_only = apply  # the original calls itself by this name
     parameter_offload.apply_to_tensors_only = apply
+
+
+def _send_as_configured() -> None:
+    """Let gradients travel in `communication_data_type` also under autocast.
+
+    With `torch_autocast`, and in all later trainings of the process, DeepSpeed takes the type of
+    each parameter instead, which is float32 here. Nothing else in these modules asks but the scaler
+    of float16, which has no use here.
+    """
+    from deepspeed.runtime import base_optimizer
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    for module in (base_optimizer, stage3, stage_1_and_2):
+        module.is_autocast_initialized = lambda: False

@@ -41,6 +41,7 @@ COMMANDS = (
     "variants",
     "launch_train",
     "launch_sweep",
+    "plan",
 )
 
 
@@ -135,6 +136,13 @@ def test_threshold_and_broadening_belong_to_the_arm() -> None:
     assert broad.threshold.mode == "calibrated"
     assert plain.broadening.entropy == 0
     assert plain.threshold.mode == "none"
+
+
+def test_runs_of_before_gradients_had_a_type_go_on() -> None:
+    plain = composed("experiment=tiny", "strategy=zero2")
+    assert plain.identity["strategy"] == {"name": "zero2", "bucket_size": 50_000_000}
+    rounded = composed("experiment=tiny", "strategy.communication_data_type=bf16")
+    assert rounded.identity["strategy"] == {"name": "ddp", "communication_data_type": "bf16"}
 
 
 def test_identity_leaves_out_where_and_how_fast() -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from vlmae.config import build, compose_config
 from vlmae.ranks import Ranks
@@ -60,6 +62,34 @@ def test_only_what_changes_results_names_a_stage() -> None:
     assert StrategyConfig().hashed() == {"name": "ddp"}
     hashes = [str(composed(name).hashed()) for name in FILES]
     assert len(set(hashes)) == len(FILES)
+    # Byte for byte what earlier versions hashed.
+    assert composed("zero2").hashed() == {
+        "name": "zero2",
+        "offload_optimizer": False,
+        "bucket_size": 50_000_000,
+        "hpz_ranks": 1,
+    }
+
+
+def test_rounded_gradients_name_another_stage() -> None:
+    for name in ("ddp", "zero1", "zero3"):
+        plain, rounded = StrategyConfig(name), StrategyConfig(name, communication_data_type="bf16")
+        assert rounded.hashed() == {**plain.hashed(), "communication_data_type": "bf16"}
+
+
+def test_bf16_gradients_reach_deepspeed_and_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("fp32", "bf16"):
+        settings = deepspeed_config(StrategyConfig("zero3", communication_data_type=kind), GPU)
+        assert settings["communication_data_type"] == kind
+    config = StrategyConfig(communication_data_type="bf16")
+    strategy = build_strategy(config, TRAIN, Ranks(0, 2, 2))
+    assert isinstance(strategy, DDPStrategy)
+    assert type(strategy) is not DDPStrategy
+    with pytest.warns(UserWarning, match="bf16 has no effect on one rank"):
+        assert build_strategy(config, TRAIN, Ranks()) == "auto"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ValueError, match=r"built without CUDA.* use strategy=zero1"):
+        build_strategy(config, TRAIN, Ranks(0, 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +101,10 @@ def test_only_what_changes_results_names_a_stage() -> None:
         ({"name": "zero1", "hpz_ranks": 2}, "strategy.hpz_ranks needs sharded weights: use"),
         ({"name": "zero3", "hpz_ranks": 0}, "hpz_ranks 0: give at least"),
         ({"name": "zero3", "bucket_size": 0}, "bucket_size 0"),
+        (
+            {"communication_data_type": "fp16"},
+            "strategy.communication_data_type is 'fp16': use one of fp32, bf16",
+        ),
         ({"bucket": 3}, "strategy has no key 'bucket'"),
     ],
 )

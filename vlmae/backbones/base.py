@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmae.backbones.suffix import StreamSuffix, Suffix
+from vlmae.backbones.weightless import is_empty
 from vlmae.data.decode import Clip
 from vlmae.tokens import Tokens
 
@@ -79,6 +80,10 @@ class Backbone(nn.Module, ABC):
         the batch: nothing is padded.
         """
 
+    def lengths(self, clip: Clip) -> dict[str, int]:
+        """Stream -> how many tokens `prefix` makes of a clip."""
+        return {stream: len(tokens[0]) for stream, tokens in self.prefix([clip]).items()}
+
     @abstractmethod
     def identity(self) -> FrozenIdentity:
         """The frozen weights and the options that change the tokens."""
@@ -124,7 +129,7 @@ class Backbone(nn.Module, ABC):
         self.eval()
         self.requires_grad_(False)
         self.tail.requires_grad_(True)
-        if len(self.tail):
+        if len(self.tail) and not is_empty(self.tail):
             self._initial_tail = weights_sha256(self.tail)
 
     def train(self, mode: bool = True) -> Self:

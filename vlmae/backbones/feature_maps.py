@@ -58,6 +58,10 @@ class FeatureMapEncoder:
         """Pixels (F * image_size ** 2, 3) in [0, 255], in (frame, row, column) order."""
         return [self._square(clip) for clip in clips]
 
+    def count(self, clip: Clip) -> int:
+        """See `StreamEncoder.count`."""
+        return len(clip.frames) * self.image_size**2
+
     def _square(self, clip: Clip) -> Tensor:
         if not len(clip.frames):
             return torch.zeros(0, 3)

@@ -30,6 +30,8 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 
+from vlmae.backbones.weightless import empty_model, is_weightless
+
 LOCAL = "local"
 """Revision of a local folder: its weights are known by their hash alone."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,7 +98,7 @@ def load_model(
     absent: Collection[str] = (),
     **settings: Any,
 ) -> Any:
-    """A model whose weights were all loaded.
+    """A model whose weights were all loaded; one without weights inside `without_weights`.
 
     Args:
         kind: class with `from_pretrained`, e.g. `AutoModel` or `CLIPVisionModel`.
@@ -114,6 +116,12 @@ def load_model(
         ValueError: it is not there, or its file lacks tensors or has them in other shapes.
     """
     wanted = dtype_of(dtype)
+    if is_weightless():
+        config = load_config(model, revision)
+        own = getattr(kind, "config_class", None)
+        if own is not None and not isinstance(config, own):  # a part of a larger model
+            config = own.from_pretrained(_place(model), revision=revision)
+        return empty_model(kind, config, wanted, **settings)
     with _quiet():
         try:
             loaded, report = kind.from_pretrained(

@@ -77,12 +77,21 @@ class StreamEncoder(StreamSuffix):
     def inputs(self, clips: Sequence[Clip]) -> list[Tensor]:
         """Of every clip (T_i, input_width) float32 on the CPU; T_i is 0 where it lacks them."""
 
+    def count(self, clip: Clip) -> int:
+        """How many inputs a clip has."""
+        return len(self.inputs([clip])[0])
+
     @abstractmethod
     def embed(self, inputs: Tokens) -> Tokens:
         """Inputs (B, T, input_width) to hidden states (B, T', hidden_width) before block 0.
 
         What stands under the mask has no influence.
         """
+
+    @property
+    def apart(self) -> tuple[nn.Module, ...]:
+        """Modules that it uses and that are no submodules."""
+        return ()
 
     @abstractmethod
     def call(self, layer: nn.Module, hidden: Tensor, mask: Tensor, context: Any) -> Tensor:
@@ -189,6 +198,9 @@ class Cuttable(Protocol):
     def inputs(self, clips: Sequence[Clip]) -> list[Tensor]:
         """See `StreamEncoder.inputs`."""
 
+    def count(self, clip: Clip) -> int:
+        """See `StreamEncoder.count`."""
+
     def cut(self, tuned: Tuned) -> tuple[StreamSuffix | None, StreamSuffix | None]:
         """See `StreamEncoder.cut`."""
 
@@ -223,6 +235,7 @@ class StreamTower(Backbone):
         self._inputs: dict[str, Callable[[Sequence[Clip]], list[Tensor]]] = {
             stream: encoder.inputs for stream, encoder in encoders.items()
         }
+        self._counts = {stream: encoder.count for stream, encoder in encoders.items()}
         self.prefixes = nn.ModuleDict()
         for stream, tuned in tuned_by_stream(tuned_blocks, list(encoders)).items():
             before, behind = encoders[stream].cut(tuned)
@@ -256,6 +269,19 @@ class StreamTower(Backbone):
                 for place, row in enumerate(some):
                     tokens[row] = values[place][mask[place]]
         return tokens
+
+    @torch.inference_mode()
+    def lengths(self, clip: Clip) -> dict[str, int]:
+        """Stream -> how many tokens `prefix` makes of a clip, also by a tower without weights."""
+        lengths = {stream: count(clip) for stream, count in self._counts.items()}
+        for stream, prefix in self.prefixes.items():
+            encoder: Any = prefix
+            device = next(encoder.parameters()).device
+            values = torch.zeros(1, lengths[stream], encoder.width, device=device)
+            real = torch.ones(1, lengths[stream], dtype=torch.bool, device=device)
+            result: Tokens = encoder(Tokens(values, real))
+            lengths[stream] = result.mask.shape[1]
+        return lengths
 
     def identity(self) -> FrozenIdentity:
         """See `Backbone.identity`."""

@@ -64,6 +64,11 @@ class DecoderStream(StreamEncoder):
         """See `StreamEncoder.width`; positions are behind the hidden states."""
         return super().width + (2 * self.axes if self.embedding is None else 0)
 
+    @property
+    def apart(self) -> tuple[nn.Module, ...]:
+        """See `StreamEncoder.apart`."""
+        return tuple(module for module in self._rotary if module is not None)
+
     def cut(self, tuned: Tuned) -> tuple[StreamEncoder | None, StreamEncoder | None]:
         """See `StreamEncoder.cut`.
 
@@ -93,13 +98,26 @@ class DecoderStream(StreamEncoder):
         """
         return [self._inputs_of(clip) for clip in clips]
 
-    def _inputs_of(self, clip: Clip) -> Tensor:
+    def count(self, clip: Clip) -> int:
+        """See `StreamEncoder.count`; nothing but the processor runs."""
+        prompt = self._prompt(clip)
+        return 0 if prompt is None else prompt["input_ids"].shape[1]
+
+    def _prompt(self, clip: Clip) -> dict[str, Tensor] | None:
+        """What the processor makes of a clip; None of one with neither frames nor title."""
         words = self.processor.words(clip.title)
         if not len(clip.frames) and not words:
-            return torch.zeros(0, self.input_width)
+            return None
         before: Any = self.embedding
         frames = torch.from_numpy(np.ascontiguousarray(clip.frames)).permute(0, 3, 1, 2)
-        prompt = before.prompt(frames, words)
+        prompt: dict[str, Tensor] = before.prompt(frames, words)
+        return prompt
+
+    def _inputs_of(self, clip: Clip) -> Tensor:
+        prompt = self._prompt(clip)
+        if prompt is None:
+            return torch.zeros(0, self.input_width)
+        before: Any = self.embedding
         length = prompt["input_ids"].shape[1]
         if length > self.longest:
             raise ValueError(
