@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from lsb import ids as sample_ids
+from lsb.artifact import fingerprint
+from lsb.ids import IdArray
 from lsb.labelled import label_array
 from lsb.shortlist.known import Known
 from lsb.store import Store
@@ -32,3 +34,11 @@ def known_clips(labelled: pa.Table, stores: Sequence[Store], tasks: Sequence[str
     labels = {task: label_array(labelled, task)[kept] for task in tasks}
     keys = sample_ids.texts(labelled["key"])
     return Known(ids[kept], [keys[row] for row in kept], vectors[kept], labels)
+
+
+def inputs_of(labelled: pa.Table, exclude: IdArray) -> dict[str, str]:
+    """What a shortlist rests on beside stores: the training set, and the ids it leaves out."""
+    return {
+        "labelled": fingerprint(labelled.to_pylist()),
+        "exclude": fingerprint(sample_ids.to_hex(np.sort(exclude))),
+    }

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.expansion import identity_of
-from launch.known import known_clips
+from launch.known import inputs_of, known_clips
 from launch.settings import Settings
 from launch.shared import Shared
 from launch.stream_shortlist import SHORTLIST_FILE, stream_shortlist_stage
@@ -119,10 +119,7 @@ def choice(
     ids = sample_ids.from_arrow(pq.read_table(listed.path / SHORTLIST_FILE, columns=["id"])["id"])
     pool = run("embed", partial(embed_scored, settings, shared, trained, "pool", ids))
     chosen = settings.expand
-    if config.method in (
-        LOOKALIKES,
-        STREAMS,
-    ):  # broadening is done: the order of the acquisition chooses
+    if config.method in (LOOKALIKES, STREAMS):  # broadened: the acquisition's order chooses
         chosen = replace(chosen, broadening=NO_SEEDS, threshold=ThresholdConfig(mode="none"))
     return Choice(pool, held, thresholds, chosen, listed)
 
@@ -166,7 +163,7 @@ def shortlist_stage(
         settings.stages,
         "shortlist",
         config={"shortlist": config.identity(), "weights": weights, "round": number, "of": budget},
-        inputs={**_inputs(labelled, exclude), "pool": pool.content, "first": first.content},
+        inputs={**inputs_of(labelled, exclude), "pool": pool.content, "first": first.content},
         parts=[Part("shortlist", (SHORTLIST_FILE,), work)],
     )
 
@@ -219,7 +216,7 @@ def lookalikes_stage(
             "round": number,
         },
         inputs={
-            **_inputs(labelled, exclude),
+            **inputs_of(labelled, exclude),
             **{split: stage.content for split, stage in stores.items()},
             "gold labels": fingerprint(gold.to_pylist()),
             "scored": scored.content,
@@ -246,13 +243,6 @@ def _pooled(settings: Settings, shared: Shared, run: Run) -> dict[str, Stage]:
     return {
         split: run("pooled", partial(embed_frozen, settings, shared, split))
         for split in ("pool", "first", "gold")
-    }
-
-
-def _inputs(labelled: pa.Table, exclude: IdArray) -> dict[str, str]:
-    return {
-        "labelled": fingerprint(labelled.to_pylist()),
-        "exclude": fingerprint(sample_ids.to_hex(np.sort(exclude))),
     }
 
 

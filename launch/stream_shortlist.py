@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launch.known import known_clips
+from launch.known import inputs_of, known_clips
 from launch.settings import Settings
 from launch.shared import Shared
 from lsb import ids as sample_ids
@@ -62,8 +62,7 @@ def stream_shortlist_stage(
             "round": number,
         },
         inputs={
-            "labelled": fingerprint(labelled.to_pylist()),
-            "exclude": fingerprint(sample_ids.to_hex(np.sort(exclude))),
+            **inputs_of(labelled, exclude),
             "gold labels": fingerprint(gold.to_pylist()),
             **{split: stage.content for split, stage in stores.items()},
         },

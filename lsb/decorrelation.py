@@ -63,6 +63,29 @@ def fit_decorrelation(
     Raises:
         ValueError: the shrinkage is out of range, or the store has fewer than two clips.
     """
+    vectors = covariance_sample(store, shrinkage=shrinkage, seed=seed, sample=sample).astype(
+        np.float64
+    )
+    mean = vectors.mean(axis=0)
+    centred = vectors - mean
+    covariance = centred.T @ centred / (len(vectors) - 1)
+    spread = float(np.trace(covariance)) / len(mean)
+    covariance[np.diag_indices_from(covariance)] += shrinkage * (spread or 1.0)
+    return Decorrelation(mean, cho_factor(covariance))
+
+
+def covariance_sample(store: Store, *, shrinkage: float, seed: int, sample: int) -> VectorArray:
+    """The clips that a mean and a covariance are fitted on: (at most `sample`, D) as stored.
+
+    Args:
+        store: whose clips vary.
+        shrinkage: that the covariance is to have; only checked.
+        seed: of the sample, which depends on it and on ids alone.
+        sample: clips.
+
+    Raises:
+        ValueError: the shrinkage is out of range, or the store has fewer than two clips.
+    """
     if not 0 < shrinkage <= 1:
         raise ValueError(f"the shrinkage of a covariance is {shrinkage}: give one in (0, 1]")
     if len(store) < 2:
@@ -72,10 +95,4 @@ def fit_decorrelation(
         return uniform(block.ids, "covariance", seed)
 
     drawn = rank_pool(store, [], chance, sample, np.empty(0, "S16")).best
-    vectors = store.take_vectors(drawn.row).astype(np.float64)
-    mean = vectors.mean(axis=0)
-    centred = vectors - mean
-    covariance = centred.T @ centred / (len(vectors) - 1)
-    spread = float(np.trace(covariance)) / len(mean)
-    covariance[np.diag_indices_from(covariance)] += shrinkage * (spread or 1.0)
-    return Decorrelation(mean, cho_factor(covariance))
+    return store.take_vectors(drawn.row)

@@ -20,15 +20,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-from lsb.acquisition.random import uniform
-from lsb.acquisition.ranking import PoolBlock, rank_pool
+from lsb.decorrelation import SAMPLE, covariance_sample
 from lsb.store import Store, VectorArray
 
 FloatArray = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
 View = tuple[str, ...]
 """Names of streams, sorted."""
-SAMPLE = 10_000
 
 
 @dataclass(frozen=True)
@@ -140,21 +138,12 @@ def fit_views(
         ValueError: the shrinkage is out of range, the widths are not those of the store, or it has
             fewer than two clips.
     """
-    if not 0 < shrinkage <= 1:
-        raise ValueError(f"the shrinkage of a covariance is {shrinkage}: give one in (0, 1]")
     if sum(widths.values()) != store.dimension:
         raise ValueError(
             f"streams {dict(widths)} have {sum(widths.values())} elements, store {store.place} has "
             f"dimension {store.dimension}: give the streams of the towers that embedded it"
         )
-    if len(store) < 2:
-        raise ValueError(f"store {store.place} has {len(store)} clips: a covariance needs two")
-
-    def chance(block: PoolBlock) -> Float64Array:
-        return uniform(block.ids, "covariance", seed)
-
-    drawn = rank_pool(store, [], chance, sample, np.empty(0, "S16")).best
-    vectors = store.take_vectors(drawn.row)
+    vectors = covariance_sample(store, shrinkage=shrinkage, seed=seed, sample=sample)
     streams, start = {}, 0
     for name, width in widths.items():
         part = slice(start, start + width)

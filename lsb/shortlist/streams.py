@@ -165,10 +165,14 @@ def best_view(
     if len(seeds) < 2:
         refusal = f"{len(seeds)} labelled clips are positive: lookalikes need two"
         return TaskView(task, (), {}, len(seeds), None, refusal, CURVE.empty_table())
+    in_stream = {
+        name: views.similarity(views.queries(labelled.vectors[seeds], (name,)), labelled.vectors)
+        for name in views.streams
+    }
     bounds, pairs = {}, {}
     for view in views.all:
-        queries = views.queries(labelled.vectors[seeds], view)
-        similarity = views.similarity(queries, labelled.vectors).astype(np.float32)
+        least = np.minimum.reduce([in_stream[name] for name in view])
+        similarity = least.astype(np.float32)
         similarity[np.arange(len(seeds)), seeds] = -np.inf  # a clip is no neighbour of itself
         wanted = max(threshold.minimum_pairs, round(depth * similarity.size))
         seed_P, clip_P = _largest(similarity, min(wanted, similarity.size - len(seeds)))
