@@ -1,13 +1,15 @@
 """Real tasks and ranks that hang: stopped, told in one line, and started again.
 
-They put their last progress back by an hour as they hang, and the watcher's clock jumps by one
-then, so that no test waits, and none takes a slow machine for one that hangs.
+They put their last progress back by an hour as they hang, and from then on the watcher's clock
+jumps by an hour at every look until it has stopped something: no test waits, and none takes a slow
+machine for one that hangs, or a slow watcher for one that has looked in time.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from hanging_rank import wait_for_each_other
 
 from launch.executor import run_job
 from launch.heartbeat import HangWatch
-from launch.job import RANKS, Job
+from launch.job import RANKS, Attempt, Job
 from launch.launcher import launched
 from launch.launcher_config import LocalConfig
 from launch.local import LocalExecutor
@@ -37,17 +39,30 @@ def hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     order = tmp_path / "orders" / "c.hang_once"
     order.touch()
 
-    def clock() -> float:
-        return time.monotonic() + (0 if order.exists() else 3600)
+    class HastyWatch(HangWatch):
+        """Looks on a clock of its own."""
 
-    monkeypatch.setattr("launch.executor.HangWatch", partial(HangWatch, clock=clock))
+        hours = 0
+        told = False
+
+        def __init__(self, job: Job, minutes: float | None) -> None:
+            super().__init__(job, minutes, lambda: time.monotonic() + 3600 * self.hours)
+
+        def look(self, running: Collection[int], attempts: Sequence[Attempt]) -> dict[int, str]:
+            if not order.exists() and not self.told:
+                self.hours += 1
+            found = super().look(running, attempts)
+            self.told = self.told or bool(found)
+            return found
+
+    monkeypatch.setattr("launch.executor.HangWatch", HastyWatch)
     return order
 
 
 def test_a_task_that_hangs_is_started_again(tmp_path: Path, hangs: Path) -> None:
     orders, said = hangs.parent, list[str]()
     config = LocalConfig(
-        name="local", tasks=4, at_once=2, poll_seconds=0.2, hang_minutes=MINUTES, retries=1
+        name="local", tasks=4, at_once=1, poll_seconds=0.2, hang_minutes=MINUTES, retries=1
     )
     with launched(config, tmp_path / "run", said.append, {"overrides": [], "config": {}}):
         counting_stage(tmp_path / "stages", orders)
