@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 BENCH_READY := .bench-packages/.ready
 LABEL_STUDIO := .label-studio/venv
 LABEL_STUDIO_READY := .label-studio/.ready
@@ -15,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock bench bench-data bench-search bench-search-full bench-search-scale bench-tuning label-studio clean
+.PHONY: help setup demo test chaos check format lock bench bench-data bench-search bench-search-full bench-search-scale bench-tuning label-studio clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +40,9 @@ demo: $(READY)  ## the whole round on generated clips: runs/demo/summary.json an
 
 test: $(READY)  ## the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+chaos: $(READY)  ## rounds on a real SLURM to which 20 things happen (docs/slurm.md); needs root
+	@$(BIN)/python tests/cluster/chaos.py $(CHAOS_ARGS)
 
 check: $(READY)  ## lint, formatting and types
 	@$(BIN)/ruff check .

@@ -160,6 +160,8 @@ def _reason(codes: Sequence[int], started: bool) -> str:
     worst = next((code for code in codes if code), 0)
     if worst == COME_AGAIN:
         return "stopped by a signal"
+    if worst == -signal.SIGKILL:
+        return "killed by signal 9, as it is where memory runs out"
     return f"killed by signal {-worst}" if worst < 0 else f"exit code {worst}"
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE / "slurm"
@@ -80,14 +81,27 @@ class Cluster:
         """Cut the power of a node."""
         subprocess.run([SCRIPTS / "down.sh", self.base, node], check=True)
 
-    def start(self, *command: object, cwd: Path, host: str = "login") -> subprocess.Popen[str]:
-        """Start a command on a host, with this interpreter's code and that of tests/launch."""
+    def start(
+        self,
+        *command: object,
+        cwd: Path,
+        host: str = "login",
+        output: IO[bytes] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start a command on a host, with this interpreter's code and that of tests/launch.
+
+        Args:
+            command: to start.
+            cwd: its folder.
+            host: of the cluster.
+            output: what it prints goes there; None pipes its output and its errors.
+        """
         path = [str(TESTS_OF_LAUNCH), str(HERE.parents[1])]
         return subprocess.Popen(
             [str(SCRIPTS / "on.sh"), str(self.base), host, *map(str, command)],
             cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE if output is None else output,
+            stderr=subprocess.PIPE if output is None else subprocess.STDOUT,
             text=True,
             env={
                 **os.environ,

@@ -1,0 +1,46 @@
+"""The round on a real SLURM while things happen: stages and summary of one machine's round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from chaos import COMMAND, CONTROLLER, EPOCHS, KILLED, POWER, PREEMPTED, Chaos, at, table
+from slurm_cluster import Cluster
+from small_round import RUN, round_here
+
+from lsb.console import console
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+SHORT = [
+    at(CONTROLLER, "cache"),
+    PREEMPTED,
+    at(POWER, "embed"),
+    at(KILLED, "neighbours"),
+    at(COMMAND, "train"),
+]
+
+
+def test_a_disturbed_round_by_jobs_is_the_round_of_one_machine(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "slurm"
+    round_here(here, EPOCHS)
+    chaos = Chaos(cluster, here, list(SHORT), print)
+    try:
+        jobs = chaos.round(there)
+    finally:
+        cluster.up()
+    console().print(table(chaos.blows), soft_wrap=True)
+    assert [blow.event.name for blow in chaos.blows] == [event.name for event in SHORT]
+    assert {job.stage for job in jobs} == {"cache", "embed", "neighbours", "train"}
+    for job in jobs:
+        assert job.finished
+        # Only a task that is killed fails: all else goes back into the queue, or is not felt.
+        killed = [b for b in chaos.blows if b.event.name == KILLED.name and b.target.job == job]
+        assert len(job.attempts()) == 1 + len(killed), f"{job.name} was submitted twice"
+    assert all("again" in blow.went_on for blow in chaos.blows if blow.event.restarts)
+    code, page, _ = cluster.python("-m", "launch.status", there / RUN, cwd=there)
+    assert code == 0
+    assert page.count(" done ") == len(jobs)
