@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -267,8 +268,10 @@ def is_recorded(partial: Path, name: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that may change what a stage writes."""
+    """Installed versions of the packages that may change what a stage writes. Not to be changed:
+    asking for them takes longer than many a part, so it is done once."""
     found = {}
     for package in RECORDED_PACKAGES:
         try:

@@ -52,7 +52,7 @@ class _Stream:
     def queries(self, vectors_QD: VectorArray) -> StreamQueries:
         centred = np.asarray(vectors_QD[:, self.part], np.float64) - self.mean
         weight = cho_solve(self.factor, centred.T).T
-        spread = np.sqrt(np.einsum("qd,de,qe->q", weight, self.covariance, weight))
+        spread = np.sqrt(((weight @ self.covariance) * weight).sum(axis=1))
         weight = weight / np.where(spread > 0, spread, 1.0)[:, None]
         return StreamQueries(weight, weight @ self.mean)
 

@@ -37,6 +37,8 @@ class ShortlistConfig:
         shrinkage: of the streams' covariances for "streams" and `whiten`.
         sharpness: for "streams", how much more the nearest seeds count than all others.
         negatives: for "streams", labelled negatives that clips are compared with, too.
+        chance: for "streams", share of the shortlist that is drawn from the whole pool: what no
+            labelled positive is like is found there alone.
         seed: of chance.
     """
 
@@ -52,6 +54,7 @@ class ShortlistConfig:
     shrinkage: float = 0.3
     sharpness: float = 1.0
     negatives: int = 400
+    chance: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class ShortlistConfig:
             raise ValueError(f"shortlist.negatives is {self.negatives}: give 0 or more")
         if not 0 < self.shrinkage <= 1:
             raise ValueError(f"shortlist.shrinkage is {self.shrinkage}: give one in (0, 1]")
+        if not 0 <= self.chance < 1:
+            raise ValueError(f"shortlist.chance is {self.chance}: give a share in [0, 1)")
 
     @property
     def method(self) -> str:
@@ -105,7 +110,7 @@ class ShortlistConfig:
             "seals": ("neighbours",),
             "anchoral": ("neighbours", "anchors", "subpool", "seed"),
             "proxy": ("penalty", "whiten", "shrinkage", "seed") if self.whiten else ("penalty",),
-            "streams": ("shrinkage", "sharpness", "negatives", "seed"),
+            "streams": ("shrinkage", "sharpness", "negatives", "chance", "seed"),
         }
         values = asdict(self)
         kept = read.get(self.method, ())

@@ -9,7 +9,7 @@ log sum exp(sharpness x similarity) over each, a ratio of two Parzen windows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ from lsb.views import FloatArray, View, Views
 
 SPARE = 256
 """Clips of the float32 order that are compared again in float64 beyond those wanted."""
+LEAST = 0.01
+"""Precision that a view is taken to have at least; the bound of a few pairs is near none."""
 KIND = "positive"
 
 
@@ -100,7 +102,9 @@ def stream_lookalikes(
             calibration is refused nothing is cut: the order of the neighbours stays.
         config: sharpness and depth.
         count: most clips wanted; fewer where LT leaves fewer.
-        task_weights: task -> weight >= 0. Tasks take turns in proportion.
+        task_weights: task -> weight >= 0. Tasks take turns so that their positives, had and
+            expected, grow in proportion: one whose lookalikes are sure to be positive, of which
+            more labels teach little, gets few.
         exclude: ids to leave out.
 
     Returns:
@@ -117,7 +121,7 @@ def stream_lookalikes(
         told.append(chosen)
         if chosen.view:
             queues[task] = _nearest(store, views, labelled, chosen, config, count, exclude)
-    return _in_turns(queues, shares, count), told
+    return _in_turns(queues, told, shares, count), told
 
 
 @dataclass(frozen=True)
@@ -291,8 +295,23 @@ def _nearest(
     )
 
 
-def _in_turns(queues: Mapping[str, pa.Table], shares: Mapping[str, float], count: int) -> pa.Table:
-    """The first clips of each task's queue in proportion to the shares, each clip once."""
+def _in_turns(
+    queues: Mapping[str, pa.Table],
+    told: Sequence[TaskView],
+    shares: Mapping[str, float],
+    count: int,
+) -> pa.Table:
+    """The first clips of each task's queue, each clip once.
+
+    The turn is that of the task with the fewest positives for its share: those it has, and those
+    its clips so far are bound to be by the precision of its view.
+    """
+    seeds = {one.task: one.seeds for one in told}
+    sure = {one.task: max([LEAST, *one.bounds.values()]) for one in told}
+
+    def positives(task: str) -> float:
+        return (seeds[task] + sure[task] * (len(rows[task]) + 1)) / shares[task]
+
     names = [task for task in sorted(queues) if queues[task].num_rows]
     if not names:
         return SHORTLIST.empty_table()
@@ -302,7 +321,7 @@ def _in_turns(queues: Mapping[str, pa.Table], shares: Mapping[str, float], count
     order: list[tuple[str, int]] = []
     ids: dict[str, list[bytes | None]] = {task: queues[task]["id"].to_pylist() for task in names}
     while names and len(order) < count:
-        task = min(names, key=lambda one: ((len(rows[one]) + 1) / shares[one], one))
+        task = min(names, key=lambda one: (positives(one), one))
         while place[task] < len(ids[task]) and ids[task][place[task]] in taken:
             place[task] += 1
         if place[task] == len(ids[task]):

@@ -106,7 +106,9 @@ class StorePart:
         self.require_fit()
         with self.folder.parquet(part_files(self.name)[1]) as file:
             yield from file.iter_batches(
-                batch_size=min(rows, ROWS_PER_GROUP), columns=list(columns)
+                batch_size=min(rows, ROWS_PER_GROUP),
+                columns=list(columns),
+                use_threads=file.metadata.num_row_groups > 1,  # small ones wait for the threads
             )
 
     def read_rows(self, columns: Sequence[str] | None = None) -> pa.Table:

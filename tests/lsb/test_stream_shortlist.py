@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -90,10 +91,19 @@ def test_each_task_is_searched_where_its_positives_are_alike(store: Store, pool:
     assert pair.view == ("image", "sound")
     assert noise.bounds["sound"] > noise.bounds["image"]
     tasks = np.asarray(table["task"].to_pylist())
-    assert (tasks == "noise").sum() == (tasks == "pair").sum() == 50
     assert share(pool, table.filter(tasks == "noise"), "noise") > 0.9
     assert share(pool, table.filter(tasks == "pair"), "pair") > 0.8
     assert len(set(table["id"].to_pylist())) == table.num_rows
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_turns_let_the_positives_of_tasks_grow_in_proportion(store: Store, weight: float) -> None:
+    table, told = listed(store, count=300, noise=weight, pair=1.0)
+    named = Counter(table["task"].to_pylist())
+    noise, pair = (one.seeds + max(one.bounds.values()) * named[one.task] for one in told)
+    assert noise / weight == pytest.approx(pair, abs=1)
+    (sure, unsure) = sorted(told, key=lambda one: -max(one.bounds.values()))
+    assert weight > 1 or named[sure.task] < named[unsure.task]
 
 
 def test_the_cosine_of_whole_vectors_does_not_hear_a_faint_noise(store: Store, pool: Heard) -> None:
