@@ -47,9 +47,15 @@ class TaskState:
 
 
 class Executor(Protocol):
-    """Starts tasks somewhere."""
+    """Starts tasks somewhere.
+
+    Attributes:
+        name: "local" or "slurm".
+        trouble: why `states` could not tell when it was asked last; else empty.
+    """
 
     name: str
+    trouble: str
 
     def submit(
         self, job: Job, tasks: Sequence[int], code: str, after: Sequence[Attempt] = ()
@@ -123,7 +129,10 @@ class JobRun:
         attempts = job.attempts()
         states = self.executor.states(job, attempts)
         if states is None:
-            self._say_once(f"{job.name}: the executor does not answer, waiting")
+            why = f" ({self.executor.trouble})" if self.executor.trouble else ""
+            self._say_once(
+                f"{job.name}: {self.executor.name} does not answer{why}, waiting; jobs run on"
+            )
             return False
         states = self._without_hanging(states, attempts)
         active = [task for task, one in states.items() if one.state != ENDED]

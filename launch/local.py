@@ -42,6 +42,7 @@ class LocalExecutor:
     """
 
     name = "local"
+    trouble = ""
 
     def __init__(self, config: LocalConfig) -> None:
         self.config = config

@@ -52,7 +52,8 @@ class RunJobs:
         """
         states = self.executor.states(job, job.attempts())
         if states is None:
-            raise JobError("SLURM does not answer (squeue failed): try again later")
+            why = self.executor.trouble
+            raise JobError(f"SLURM does not answer ({why}): jobs run on; try again later")
         return states
 
     @property

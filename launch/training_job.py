@@ -38,7 +38,11 @@ def train_by_ranks(values: dict[str, Any], overrides: list[str]) -> Stage:
         ValueError: a value is wrong, or labels are absent.
         JobError: the job failed or was cancelled; says what to type.
     """
+    from vlmae.ranks import Ranks
+    from vlmae.train import require_trainable
+
     config = launcher_config(values["launcher"])
+    require_trainable(values, Ranks(0, config.world, config.ranks))
     run = Path(values["runs"]) / checked("name", str, values["name"])
     say = partial(console().print, soft_wrap=True)
     with only_one(run):

@@ -7,6 +7,7 @@ and a non-zero exit code; anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -20,6 +21,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+
+_FULL = (
+    "free some (python -m launch.clean --report says what no run needs), then give the same "
+    "command again: what is whole is kept"
+)
+_CLOSED = "make that folder writable, or set runs=<folder> to one that is"
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: _CLOSED,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+}
+"""What to type where the system refuses a file."""
 
 T = TypeVar("T")
 Command = Callable[[DictConfig], None]
@@ -104,13 +119,17 @@ def command(config_name: str, refused: int = 1) -> Callable[[Command], Callable[
                 main(config)
             except (
                 ValueError,
-                FileNotFoundError,
+                OSError,
                 HydraException,
                 OmegaConfBaseException,
             ) as error:
                 # Hydra wraps what a constructor refused; the refusal is what the user needs.
                 cause = error.__cause__
                 _fail(cause if isinstance(cause, ValueError) else error, code=refused)
+            except KeyboardInterrupt:
+                line = "stopped: the same command goes on from here; jobs of a cluster run on"
+                print(line, file=sys.stderr)
+                raise SystemExit(130) from None
 
         def run() -> None:
             overrides = sys.argv[1:]
@@ -132,5 +151,8 @@ def command(config_name: str, refused: int = 1) -> Callable[[Command], Callable[
 def _fail(error: Exception, code: int) -> None:
     """Print an error as one line and exit."""
     line = " ".join(str(error).split())
+    remedy = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+    if remedy is not None:
+        line = f"{line}: {remedy}"
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(code)

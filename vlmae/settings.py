@@ -18,12 +18,13 @@ from vlmae.tuning import tuned_node, tuning_config
 PREPARED = "prepared"
 
 
-def prepared_data(values: Mapping[str, Any], root: Path) -> Stage:
+def prepared_data(values: Mapping[str, Any], root: Path, *, verify: bool = True) -> Stage:
     """The data set of a config: made, finished or reused, or the finished one that it names.
 
     Args:
         values: the whole config as plain containers.
         root: folder of all stages.
+        verify: whether every shard of a named one is read and compared with its hash.
 
     Raises:
         ValueError: `data=prepared` names no finished `prepare` stage; or see `prepare`.
@@ -36,7 +37,7 @@ def prepared_data(values: Mapping[str, Any], root: Path) -> Stage:
         raise ValueError(
             f"data.path is not set: give the folder of a prepared data set, {root}/prepare-..."
         )
-    stage = open_stage(Path(path))
+    stage = open_stage(Path(path), verify=verify)
     if stage.manifest["stage"] != "prepare":
         raise ValueError(
             f"data.path {path} is a finished {stage.manifest['stage']!r} stage: give one that "

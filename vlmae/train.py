@@ -19,9 +19,11 @@ from rich.console import Console
 from lsb.artifact import Stage
 from lsb.kept import keep
 from vlmae.config import as_dict, build, checked, command
+from vlmae.data.decode import DecodePolicy
 from vlmae.data.labels import read_labels
 from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
+from vlmae.data.prepare import data_config
 from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import Say, TokenSource, open_source
 from vlmae.data.whitening import whiten
@@ -30,7 +32,7 @@ from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
 from vlmae.parameter_counts import part_table
 from vlmae.ranks import Ranks
-from vlmae.settings import model_config, prefix_of, prepared_data
+from vlmae.settings import PREPARED, model_config, prefix_of, prepared_data, tower_nodes
 from vlmae.strategy import StrategyConfig
 from vlmae.trainer import TrainConfig
 from vlmae.training import Training, train
@@ -71,6 +73,36 @@ def train_from_config(values: Mapping[str, Any], ranks: Ranks) -> Stage:
         soft_wrap=True,
     )
     return stage
+
+
+def require_trainable(values: Mapping[str, Any], ranks: Ranks) -> None:
+    """Refuse what `train_from_config` would refuse, without media, models and companions.
+
+    For whoever sends trainings elsewhere: a slip of the pen is told before anybody waits for nodes.
+
+    Args:
+        values: see `train_from_config`.
+        ranks: as many as will train; not connected.
+
+    Raises:
+        ValueError: a value is wrong, or labels or the prepared data set are absent.
+    """
+    tasks = checked("task.names", list[str], values["task"]["names"])
+    config = build("trainer", TrainConfig, values["trainer"])
+    build("strategy", StrategyConfig, values["strategy"]).check(config.accelerator, ranks)
+    build("loader", LoaderConfig, values["loader"])
+    build("optimizer", OptimizerConfig, values["optimizer"])
+    build("logger", LoggerConfig, values["logger"])
+    build("decode", DecodePolicy, values["decode"])
+    build("prefix", PrefixConfig, values["prefix"])
+    tower_nodes(values)
+    growing_of(values, tasks)
+    for name in ("labels", "validation"):
+        read_labels(values[name], name, tasks)
+    if values["data"].get("source") == PREPARED:
+        prepared_data(values, Path(values["runs"]) / "stages", verify=False)
+    else:
+        data_config(values["data"])
 
 
 def token_source(values: Mapping[str, Any], ranks: Ranks, say: Say) -> TokenSource:

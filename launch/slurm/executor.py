@@ -48,6 +48,7 @@ class SlurmExecutor:
 
     def __init__(self, config: SlurmConfig) -> None:
         self.config = config
+        self.trouble = ""
 
     def submit(
         self, job: Job, tasks: Sequence[int], code: str, after: Sequence[Attempt] = ()
@@ -62,7 +63,10 @@ class SlurmExecutor:
             done = run_slurm("sbatch", "--parsable", str(file.absolute()))
             if done.returncode:
                 said = " ".join((done.stderr or done.stdout).split())
-                raise JobError(f"sbatch refused {file}: {said}")
+                raise JobError(
+                    f"sbatch refused {file}: {said}; mend launcher.resources (python -m "
+                    "launch.doctor with the same keys says what), then give the same command again"
+                )
             submitted.append(job.submitted(attempt, done.stdout.strip().split(";")[0]))
         return submitted
 
@@ -80,7 +84,9 @@ class SlurmExecutor:
             f"--name={','.join(attempt.name for attempt in mine)}",
             "--format=%j|%F|%K|%T|%R",
         )
-        if done.returncode:
+        said = " ".join(done.stderr.split()) or "squeue failed"
+        self.trouble = said if done.returncode else ""
+        if self.trouble:
             return None
         known = {attempt.name: attempt for attempt in mine}
         numbers = dict.fromkeys(found, 0)

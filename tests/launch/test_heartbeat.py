@@ -105,6 +105,7 @@ class Hanging:
     """An executor whose tasks run until they are killed, and then look cancelled."""
 
     name = "fake"
+    trouble = ""
 
     def __init__(self) -> None:
         self.killed: list[str] = []

@@ -17,6 +17,7 @@ class Script:
     """An executor that answers each look with the next state of its script."""
 
     name = "script"
+    trouble = "squeue: no contact"
 
     def __init__(self, looks: Sequence[Look]) -> None:
         self.looks = list(looks)
@@ -112,7 +113,7 @@ def test_an_executor_that_does_not_answer_is_waited_for(job: Job) -> None:
     executor, said = run(job, None, None, state(RUNNING), finish(job))
     assert executor.submitted == []
     assert [line for line in said if "does not answer" in line] == [
-        "train-1: the executor does not answer, waiting"
+        "train-1: script does not answer (squeue: no contact), waiting; jobs run on"
     ]
 
 

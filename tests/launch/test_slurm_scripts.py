@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from launch.job import SHARDS, Job
 from launch.launcher_config import SlurmConfig
-from launch.slurm import render_script
+from launch.slurm import SlurmExecutor, render_script
 from launch.slurm.script import array_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -203,3 +204,24 @@ def test_a_script_passes_signals_on_and_requeues_only_who_was_stopped(tmp_path: 
     assert run(75, 0, signal=True) == (75, ["ready", "told", "requeue 9"])
     assert run(75, 1, signal=True) == (75, ["ready", "told"])
     assert run(3, 0, signal=True) == (3, ["ready", "told"])
+
+
+def test_a_controller_that_is_down_is_told_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "slurm_load_jobs error: Unable to contact slurm controller"
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho '{words}' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    folder = tmp_path / "jobs" / "embed-1"
+    job = Job.create(
+        folder, stage="embed", kind=SHARDS, tasks=1, shards=["a"], target=tmp_path / "embed-1"
+    )
+    executor = SlurmExecutor(SlurmConfig(name="slurm"))
+    attempt = job.new_attempt("slurm", [0], "code-1")
+    assert executor.states(job, [attempt]) is None
+    assert executor.trouble == words
+    squeue.write_text(f"#!/bin/sh\necho '{attempt.name}|7|0|RUNNING|node1'\n")
+    assert executor.states(job, [attempt]) is not None
+    assert executor.trouble == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from launch.settings import Settings
-from vlmae.config import as_dict, build, compose_config, conf_dir
+from vlmae.config import as_dict, build, command, compose_config, conf_dir
 from vlmae.data.decode import DecodePolicy
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.data.prepare import PrepareConfig, data_config
@@ -83,6 +84,37 @@ def test_every_recipe_composes_for_training(file: Path) -> None:
     vl, audio = tower_nodes(values)
     assert vl["tuned_blocks"]
     assert audio["tuned_blocks"]
+
+
+def test_recipes_are_for_rounds_and_the_doctor_too() -> None:
+    assert composed("experiment=tiny", "recipe=clip_last_2").train.accelerator == "gpu"
+    assert compose_config("doctor", ["recipe=clip_last_2"]).tuning.vl.mode == "last"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "launch.clean --report"),
+        (OSError(errno.EROFS, "Read-only file system", "runs/x"), "'runs/x': make that folder"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "set runs=<folder>"),
+        (KeyboardInterrupt(), "the same command goes on"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_what_to_type(
+    error: BaseException,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(config: DictConfig) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["prepare"])
+    with pytest.raises(SystemExit) as ended:
+        command("prepare")(fails)()
+    assert ended.value.code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)

@@ -64,6 +64,19 @@ def test_all_sources_give_equal_clips(tmp_path: Path, folder: Path, settings: Co
     assert len({row["shard"] for row in rows(of_shards).values()}) == 2
 
 
+def test_relative_paths_are_those_of_the_folder_it_was_typed_in(
+    tmp_path: Path, folder: Path, settings: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_folder = prepare(tmp_path, settings("folder", folder))
+    write_manifest(folder.parent / "clips.csv", folder, relative=True)
+    monkeypatch.chdir(folder.parent)
+    again = prepare(tmp_path, settings("folder", Path(folder.name)))
+    assert again.path == of_folder.path
+    assert again.reused
+    listed = prepare(tmp_path, settings("manifest", Path("clips.csv"), root=folder.name))
+    assert members(listed) == members(of_folder)
+
+
 def test_index_and_json_say_what_the_clip_is(
     tmp_path: Path, folder: Path, settings: ConfigMaker
 ) -> None:

@@ -28,8 +28,8 @@ def folder_clips(config: IngestConfig) -> list[SourceClip]:
     Raises:
         ValueError: there is no such folder, or no media in it, or two files have one key.
     """
-    files = Storage(config.storage_options).find(config.place)
-    place = config.place if is_remote(config.place) else str(local_path(config.place).expanduser())
+    place = _absolute(config.place)
+    files = Storage(config.storage_options).find(place)
     stems: dict[str, dict[str, FileInfo]] = {}
     for file in files:
         relative = file.place[len(place.rstrip("/")) + 1 :]
@@ -86,7 +86,7 @@ def manifest_clips(config: IngestConfig) -> list[SourceClip]:
         ValueError: the table cannot be read, lacks a column, or a row names no media file.
     """
     rows = _read_manifest(config)
-    root = config.root or config.place.rpartition("/")[0] or "."
+    root = _absolute(config.root or config.place.rpartition("/")[0] or ".")
     places: list[list[str]] = []
     for number, row in enumerate(rows):
         named = [row.get("path") or row.get("url"), row.get("sound")]
@@ -129,6 +129,11 @@ def _manifest_clip(
         raise ValueError(f"{where}: split is {split!r}: use letters, digits and _ only")
     key = clip_key(row["key"], [*parts.media, "json"]) if row.get("key") else None
     return _clip(stem, found, parts, split, row.get("title") or "", key)
+
+
+def _absolute(place: str) -> str:
+    """A URL, or a local path that names the same file wherever the shards are made."""
+    return place if is_remote(place) else str(local_path(place).expanduser().absolute())
 
 
 def _join(root: str, text: str) -> str:
