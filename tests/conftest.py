@@ -1,7 +1,10 @@
-"""The list of tests that may not be skipped where the whole suite is expected to run.
+"""What the whole suite is held to, and what it tells at its end.
 
 `.ci/run` sets VLMAE_MUST_RUN to the path of a file with one test a line (a node id without its
 parameters). The session fails if a test named there did not pass, naming it and the reason.
+
+What a test tells by `record_property("table", text)` is printed at the end, and how long each of
+the files that took longest was under way.
 """
 
 from __future__ import annotations
@@ -13,6 +16,10 @@ import pytest
 
 PASSED: set[str] = set()
 SKIPPED: dict[str, str] = {}
+TABLES: list[str] = []
+SECONDS: dict[str, float] = {}
+LONGEST = 15
+"""Files that are told."""
 
 
 def bare(node: str) -> str:
@@ -21,6 +28,10 @@ def bare(node: str) -> str:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    file = report.nodeid.split("::")[0]
+    SECONDS[file] = SECONDS.get(file, 0.0) + report.duration
+    if report.when == "teardown":
+        TABLES.extend(str(text) for name, text in report.user_properties if name == "table")
     if report.when == "call" and report.passed:
         PASSED.add(bare(report.nodeid))
     if report.skipped:
@@ -48,3 +59,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if missed:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print("\ntests of", path, "that must run and did not pass:", *missed, sep="\n  ")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for table in TABLES:
+        terminalreporter.section("a table")
+        terminalreporter.write_line(table)
+    if len(SECONDS) > LONGEST:
+        terminalreporter.section("files by the seconds that their tests took")
+        for file in sorted(SECONDS, key=lambda one: -SECONDS[one])[:LONGEST]:
+            terminalreporter.write_line(f"{SECONDS[file]:7.0f}  {file}")

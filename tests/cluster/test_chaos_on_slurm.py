@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from chaos import COMMAND, CONTROLLER, EPOCHS, KILLED, POWER, PREEMPTED, Chaos, at, table
+from rich.console import Console
 from slurm_cluster import Cluster
 from small_round import RUN, round_here
-
-from lsb.console import console
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -23,7 +24,7 @@ SHORT = [
 
 
 def test_a_disturbed_round_by_jobs_is_the_round_of_one_machine(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "slurm"
     round_here(here, EPOCHS)
@@ -32,7 +33,9 @@ def test_a_disturbed_round_by_jobs_is_the_round_of_one_machine(
         jobs = chaos.round(there)
     finally:
         cluster.up()
-    console().print(table(chaos.blows), soft_wrap=True)
+    told = io.StringIO()
+    Console(file=told, width=160, markup=False, highlight=False).print(table(chaos.blows))
+    record_property("table", told.getvalue())
     assert [blow.event.name for blow in chaos.blows] == [event.name for event in SHORT]
     assert {job.stage for job in jobs} == {"cache", "embed", "neighbours", "train"}
     for job in jobs:
