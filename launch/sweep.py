@@ -112,6 +112,14 @@ def main() -> None:
     """Take what is swept over from the command line, and hand one point of it to Hydra."""
     read_flags()
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in MULTIRUN]
+    for argument in sys.argv[1:]:
+        if argument.startswith(("--config", "-cd", "-cp", "-cn")):
+            print(
+                f"error: launch.sweep composes every point from conf, and takes no {argument}: put "
+                "your file into its group there, as conf/launcher/mine.yaml",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
     if not any(argument.startswith("-") for argument in sys.argv[1:]):  # else Hydra's own: --help
         arguments = sys.argv[1:]
         try:

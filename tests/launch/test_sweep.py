@@ -178,6 +178,7 @@ def test_optuna_chooses_and_another_study_of_the_same_seed_trains_nothing(
         (("fusion=late,film", "name=a/b"), 1, "name is 'a/b'"),
         (("fusion=late",), 2, "nothing is swept over"),
         (("fusion=late,film(",), 2, "error: fusion=late,film( "),
+        (("--config-dir", "mine", "fusion=late,film"), 2, "takes no --config-dir"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_submitted(

@@ -173,6 +173,14 @@ def test_too_many_skipped_clips_are_refused(
     assert lenient.reused, "the limit judges the stage, it is not part of it"
 
 
+def test_data_without_a_clip_are_refused(
+    tmp_path: Path, make_data: DataMaker, prefix_on: PrefixMaker
+) -> None:
+    data = make_data(tmp_path, {"pool-0": []})
+    with pytest.raises(ValueError, match=r"holds no clip: run vlmae.prepare again"):
+        made(tmp_path, prefix_on(data))
+
+
 def test_other_weights_frames_or_data_are_another_stage(
     tmp_path: Path,
     make_data: DataMaker,

@@ -162,8 +162,8 @@ def cache_prefix(
         The finished stage; None while shards of other shares are missing.
 
     Raises:
-        ValueError: more than `skip_limit` of the clips cannot be decoded, with counts by reason;
-            the decode policy differs from epoch to epoch; the towers' tokens cannot be cached, or
+        ValueError: there is no clip, or more than `skip_limit` of them cannot be decoded, with
+            counts by reason; the decode policy differs from epoch to epoch; the towers' tokens cannot be cached, or
             not with this dtype.
     """
     stage = work_on_stage(
@@ -175,6 +175,10 @@ def cache_prefix(
         on_part=on_part,
     )
     if stage is not None:
+        if not any(stage.counts.get(name) for name in ("clips", "skipped")):
+            raise ValueError(
+                f"{prefix.data.path} holds no clip: run vlmae.prepare again, which says why"
+            )
         require_few_skipped(stage.counts, prefix.config.skip_limit, stage.path)
     return stage
 
