@@ -2,7 +2,9 @@
 
 `arm=all` takes every preset of `conf/arm`; without `arm` the arms of the config are compared. Each
 unit (protocol, arm, seed) runs in one process from first labels to last, as many side by side as
-`compare.processes`; started again, finished units are read. Writes runs/<name>/compare.json.
+`compare.processes`; `launcher=slurm` has each made by a job of a cluster (docs/slurm.md), and
+`--dry-run` prints their scripts. Started again, finished units are read. Writes
+runs/<name>/compare.json.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ from rich.console import Console
 
 from launch.arms import require_no_arm_override, task_overrides
 from launch.comparison import Measure, print_comparison, summarise_comparison
+from launch.job import UNITS
+from launch.launched_run import launched_run, print_script, print_scripts, read_flags
+from launch.launcher_config import COMPARE, SlurmConfig
 from launch.run_folder import RunFolder
 from launch.settings import Settings
 from launch.shared import Shared, prepare_shared
+from launch.unit_tasks import run_units_by_tasks
 from launch.units import PROTOCOLS, Comparison, Unit, run_units
 from lsb import ids as sample_ids
 from lsb.artifact import write_json
@@ -29,6 +35,8 @@ from vlmae.data.prepare import read_truth
 
 EVERY_ARM = "all"
 LISTED = ("arm", "seed")
+SHARED_STAGES = ("sources", "prepare", "cache")
+"""Stages of all units, made before them by tasks of their own; a unit makes the others itself."""
 _CHOICES: dict[str, list[str]] = {}  # what the command line lists, which Hydra would refuse
 
 
@@ -39,7 +47,7 @@ class CompareConfig:
     Attributes:
         protocols: of `launch.units.PROTOCOLS`.
         scoring_share: share of the pool that protocol "scoring" scores in a round.
-        processes: units at a time.
+        processes: units at a time, where the command itself runs them.
         resamples: of the bootstrap.
     """
 
@@ -116,21 +124,33 @@ def _compare(config: DictConfig) -> None:
     values = cast(dict[str, Any], as_dict(config))
     chosen = build("compare", CompareConfig, values["compare"])
     settings = Settings.from_config(config)
-    settings.launcher.require_none("launch.compare", "compare.processes")
+    settings.launcher.require_one_rank("launch.compare")
     overrides = [one for one in task_overrides() if not one.startswith("compare.")]
     require_no_arm_override(overrides)
     units = units_of(_CHOICES, settings, chosen)
+    if settings.launcher.dry_run:
+        _print_plan(config, settings, len(units))
+        return
     identity = {"comparison": _without_unit(settings.identity)}
-    folder = RunFolder(settings.folder, identity)
-    shared = prepare_shared(settings, folder, console.log)
-    comparison = Comparison(folder.path, identity, overrides, chosen.scoring_share, shared)
     results: dict[tuple[str, str], list[dict[str, Any]]] = {
         (unit.protocol, unit.arm): [] for unit in units
     }
-    finished = run_units(comparison, units, min(chosen.processes, len(units)))
-    for number, (unit, result) in enumerate(finished, 1):
-        results[unit.protocol, unit.arm].append(result)
-        console.log(f"{number} of {len(units)}: {unit.arm}, seed {unit.seed}, {unit.protocol}")
+    with launched_run(config, console.log) as launcher:
+        folder = RunFolder(settings.folder, identity)
+        shared = prepare_shared(settings, folder, console.log)
+        comparison = Comparison(folder.path, identity, overrides, chosen.scoring_share, shared)
+        if launcher is None:
+            finished = run_units(comparison, units, min(chosen.processes, len(units)))
+        else:
+            if any(one.startswith("compare.processes=") for one in task_overrides()):
+                console.log(
+                    f"warning: compare.processes has no effect with launcher="
+                    f"{settings.launcher.name}: launcher.at_once says how many units run at a time"
+                )
+            finished = run_units_by_tasks(launcher, comparison, units)
+        for number, (unit, result) in enumerate(finished, 1):
+            results[unit.protocol, unit.arm].append(result)
+            console.log(f"{number} of {len(units)}: {unit.arm}, seed {unit.seed}, {unit.protocol}")
     measure = Measure(
         settings.evaluate.target_precision,
         chosen.resamples,
@@ -142,6 +162,16 @@ def _compare(config: DictConfig) -> None:
     write_json(folder.path / "compare.json", summary)
     print_comparison(summary, console)
     console.print(f"{folder.path}/compare.json", soft_wrap=True)
+
+
+def _print_plan(config: DictConfig, settings: Settings, units: int) -> None:
+    """Print the scripts that would be submitted: of what all units share, and of the units."""
+    print_scripts(config, SHARED_STAGES)
+    if isinstance(settings.launcher, SlurmConfig):
+        print(f"# ---- {COMPARE}")
+        print_script(
+            settings.launcher, COMPARE, settings.folder, kind=UNITS, name=COMPARE, tasks=units
+        )
 
 
 def _without_unit(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,6 +198,7 @@ def _seen(settings: Settings, shared: Shared) -> dict[bytes, bool]:
 
 def main() -> None:
     """Take the lists of arms and seeds from the command line, and hand the rest to Hydra."""
+    read_flags()
     try:
         choices, others = listed_choices(sys.argv[1:])
     except ValueError as error:

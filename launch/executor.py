@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from launch.heartbeat import HangWatch
-from launch.job import RANKS, SHARDS, TRAININGS, Attempt, Job
+from launch.job import RANKS, SHARDS, TRAININGS, UNITS, Attempt, Job
 
 PENDING, RUNNING, ENDED = "pending", "running", "ended"
 CANCELLED = "CANCELLED"
@@ -150,7 +150,8 @@ class JobRun:
         if again:
             for task in again:
                 if begun[task]:
-                    self.say(f"{job.name}: task {task} ended, {_why(job, task, states)}: again")
+                    why = _why(job, task, states)
+                    self.say(f"{job.name}: {job.title(task)} ended, {why}: again")
                 begun[task] += 1
                 self._hangs.stopped.discard(task)
                 ended[task] = 0
@@ -256,7 +257,7 @@ def _progress(job: Job, missing: Sequence[int], states: Mapping[int, TaskState])
     counts = Counter(one.state for one in states.values())
     done = len(job.busy) - len(missing)
     waiting = f", {counts[PENDING]} waiting" if counts[PENDING] else ""
-    unit = {SHARDS: "tasks", RANKS: "training", TRAININGS: "trainings"}[job.kind]
+    unit = {SHARDS: "tasks", RANKS: "training", TRAININGS: "trainings", UNITS: "units"}[job.kind]
     running = f"{counts[RUNNING]} running{waiting}"
     return f"{job.name}: {done} of {len(job.busy)} {unit}, {running}"
 
@@ -278,6 +279,6 @@ def _failure(
     what = "was cancelled" if task in cancelled else "failed"
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     return (
-        f"{job.name}: task {task} of {job.tasks}{more} {what}: {_why(job, task, states)}; "
+        f"{job.name}: {job.title(task)} of {job.tasks}{more} {what}: {_why(job, task, states)}; "
         f"logs are in {job.folder / 'logs'}; mend it, then {remedy}"
     )

@@ -1,7 +1,8 @@
 """The folder of a stage that is made by tasks: what is to be done, by whom, and what is done.
 
     <run>/jobs/embed-3f2a.../
-        run.json             format, version, stage, kind, tasks, shards, target; written once
+        run.json             format, version, stage, kind, tasks, shards, target; of units made_of,
+                             too; written once
         work-<code>.pickle   what a task calls, for one state of the code
         attempts/001.json    a submission: name, tasks, executor, code, id; 001.sh its script
         started/<task>.json  where and when a task was started last
@@ -13,7 +14,8 @@
 Shards belong to tasks by the hash of their id (`lsb.artifact.share_of`), so the number of tasks is
 part of the job: another number is refused. A task is complete when all its shards are recorded as
 whole in the stage's own folder; nothing here is believed over that. Trainings that stand side by
-side are a job, too: each is a task, and whole when its stage is there.
+side are a job, too: each is a task, and whole when its stage is there. So are the units of a
+comparison, each whole when its own result says that it is made of what this job makes it of.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from launch.unit_result import read_unit
 from lsb.artifact import read_json, share_of, write_json
 
 FORMAT = "vlmae-job"
 VERSION = 1
-SHARDS, RANKS, TRAININGS = "shards", "ranks", "trainings"
+SHARDS, RANKS, TRAININGS, UNITS = "shards", "ranks", "trainings", "units"
+ALONE = (TRAININGS, UNITS)
+"""Kinds whose shards are a task each."""
 COME_AGAIN = 75
 """Exit code of a task that was stopped and has saved: `vlmae.preemption.EXIT_CODE`, which takes
 seconds to import."""
@@ -71,17 +76,20 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Job:
-    """A stage that tasks make.
+    """What tasks make: a stage, trainings, or units of a comparison.
 
     Attributes:
         folder: of the job.
         stage: name of the stage.
-        kind: `SHARDS`, whose tasks are independent; `RANKS`, one task of connected ranks; or
-            `TRAININGS`, a task each, of one rank.
+        kind: `SHARDS`, whose tasks are independent; `RANKS`, one task of connected ranks;
+            `TRAININGS`, a task each, of one rank; or `UNITS`, a task each.
         tasks: how many share the shards; 1 for ranks.
-        shards: names of the stage's parts; of trainings, of their stages.
-        target: directory of the finished stage; of trainings, the folder of all stages.
+        shards: names of the stage's parts; of trainings, of their stages; of units, of their
+            folders.
+        target: directory of the finished stage; of trainings, the folder of all stages; of units,
+            that of their folders.
         token: makes the names of its attempts unique.
+        made_of: of units, what each one's result has to tell (`launch.unit_result`).
     """
 
     folder: Path
@@ -91,6 +99,7 @@ class Job:
     shards: tuple[str, ...]
     target: Path
     token: str
+    made_of: tuple[str, ...] = ()
 
     @classmethod
     def create(
@@ -102,6 +111,7 @@ class Job:
         tasks: int,
         shards: Sequence[str],
         target: Path,
+        made_of: Sequence[str] = (),
     ) -> Job:
         """A new job, or the one that is there.
 
@@ -117,6 +127,8 @@ class Job:
             "shards": list(shards),
             "target": str(target.absolute()),
         }
+        if made_of:
+            wanted["made_of"] = list(made_of)
         for name in ("attempts", "started", "done", "failed", "logs", "beats"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         _write_once(folder / "run.json", {**wanted, "token": uuid4().hex[:8]})
@@ -128,7 +140,8 @@ class Job:
                 "python -m launch.cancel, delete this folder and start again (shards that are "
                 "done are kept)"
             )
-        if (job.stage, job.kind, job.shards) != (stage, kind, tuple(shards)):
+        held = (job.stage, job.kind, job.shards, job.made_of)
+        if held != (stage, kind, tuple(shards), tuple(made_of)):
             raise ValueError(
                 f"{folder} is of other shards than those of the stage {target.name}: delete it "
                 "and start again (shards that are done are kept)"
@@ -161,6 +174,7 @@ class Job:
             tuple(record["shards"]),
             Path(record["target"]),
             record["token"],
+            tuple(record.get("made_of", ())),
         )
 
     @property
@@ -170,9 +184,9 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the stage is whole, or all trainings are."""
-        if self.kind == TRAININGS:
-            return all((self.target / shard).is_dir() for shard in self.shards)
+        """Whether the stage is whole, or all trainings or units are."""
+        if self.kind in ALONE:
+            return len(self.recorded()) == len(self.shards)
         return self.target.is_dir()
 
     @property
@@ -184,10 +198,17 @@ class Job:
         """Shards of a task, in order."""
         return [shard for shard, its in self._task_of.items() if its == task]
 
+    def title(self, task: int) -> str:
+        """A task in words: its number, of a unit its name, too."""
+        return f"task {task} ({self.shards[task]})" if self.kind == UNITS else f"task {task}"
+
     def recorded(self) -> set[str]:
         """Shards that are whole."""
         if self.kind == TRAININGS:
             return {shard for shard in self.shards if (self.target / shard).is_dir()}
+        if self.kind == UNITS:
+            wanted = zip(self.shards, self.made_of, strict=True)
+            return {unit for unit, of in wanted if read_unit(self.target / unit, of)}
         if self.finished:
             return set(self.shards)
         parts = self.target.with_name(f"{self.target.name}.partial") / "parts"
@@ -203,7 +224,7 @@ class Job:
     @property
     def _task_of(self) -> dict[str, int]:
         """Shard -> number of its task."""
-        if self.kind == TRAININGS:
+        if self.kind in ALONE:
             return {shard: number for number, shard in enumerate(self.shards)}
         of = 1 if self.kind == RANKS else self.tasks
         return {shard: share_of(shard, of) for shard in self.shards}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from launch.executor import Say
 from launch.flags import NO_SCRIPTS, read_flags
 from launch.job import RANKS, SHARDS
 from launch.launch_record import JOBS
-from launch.launcher import launched
+from launch.launcher import Launcher, launched
 from launch.launcher_config import STAGES, TRAIN, SlurmConfig, launcher_config
 from launch.settings import Settings
 from launch.slurm import render_script
@@ -34,8 +35,8 @@ def is_dry_run(config: DictConfig) -> bool:
     return launcher_config(_values(config)["launcher"]).dry_run
 
 
-def launched_run(config: DictConfig, say: Say) -> AbstractContextManager[None]:
-    """Have the stages of a run made where its group `launcher` says.
+def launched_run(config: DictConfig, say: Say) -> AbstractContextManager[Launcher | None]:
+    """Have the stages of a run made where its group `launcher` says; see `launched`.
 
     Args:
         config: composed, of a root file that `launch.settings.Settings` reads.
@@ -50,18 +51,22 @@ def launched_run(config: DictConfig, say: Say) -> AbstractContextManager[None]:
     return launched(settings.launcher, settings.folder, say, command)
 
 
-def print_scripts(config: DictConfig) -> None:
+def print_scripts(config: DictConfig, stages: Sequence[str] = STAGES) -> None:
     """Print the script of every stage that jobs make, as it would be submitted.
 
     `<hash>` stands for what a stage's inputs will be, and a stage with fewer shards than
     `launcher.tasks` gets as many tasks as shards.
+
+    Args:
+        config: composed, see `launched_run`.
+        stages: that the command itself asks for.
     """
     settings = Settings.from_config(config)
     launcher = settings.launcher
     if not isinstance(launcher, SlurmConfig):
         print(NO_SCRIPTS)
         return
-    for stage in STAGES:
+    for stage in stages:
         if stage in launcher.stages:
             print(f"# ---- {stage}")
             ranked = stage == TRAIN

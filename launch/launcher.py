@@ -140,7 +140,7 @@ _launcher: ContextVar[Launcher | None] = ContextVar("launcher", default=None)
 @contextmanager
 def launched(
     config: LauncherConfig, run: Path, say: Say, command: dict[str, Any]
-) -> Iterator[None]:
+) -> Iterator[Launcher | None]:
     """Have the stages that are asked for in this context made as the config says.
 
     Args:
@@ -149,18 +149,21 @@ def launched(
         say: called with what changes.
         command: what the record of the launch holds: overrides and config.
 
+    Yields:
+        Who has tasks started, for work that is no stage; None where the process does all itself.
+
     Raises:
         JobError: another command has jobs of this run under way.
     """
     if config.in_process:
-        yield
+        yield None
         return
     remedy = f"give the same command again, or python -m launch.retry {run}"
     launcher = Launcher(config, run / JOBS, say, remedy, command)
     token = _launcher.set(launcher)
     try:
         with only_one(run), delegated(launcher.delegate):
-            yield
+            yield launcher
     finally:
         _launcher.reset(token)
 

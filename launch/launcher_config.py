@@ -12,6 +12,8 @@ from vlmae.config import build, checked
 TRAIN = "train"
 STAGES = ("sources", "prepare", "cache", "embed", "neighbours", TRAIN)
 """Stages that can be made elsewhere: their parts need nothing of the process that asks for them."""
+COMPARE = "compare"
+"""Units of a comparison, which have resources of their own, like a stage."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.,:@&|*+\-]+")
 _TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}|UNLIMITED|INFINITE)")
@@ -139,6 +141,22 @@ class LauncherConfig:
                 f"effect on {command}: leave it out and set {instead}"
             )
 
+    def require_one_rank(self, command: str) -> None:
+        """Refuse trainings on several ranks where each has one.
+
+        Args:
+            command: whose trainings run inside tasks.
+
+        Raises:
+            ValueError: names both keys.
+        """
+        if self.world > 1:
+            raise ValueError(
+                f"launcher.nodes is {self.nodes} and launcher.ranks {self.ranks}: a task of "
+                f"{command} trains on one device; leave both at 1, and set launcher.at_once for "
+                "more tasks at a time"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig(LauncherConfig):
@@ -197,13 +215,13 @@ class SlurmConfig(LauncherConfig):
         for module in self.modules:
             if not re.fullmatch(r"[^\s'\"]+", module):
                 raise ValueError(f"launcher.modules has {module!r}: give names of modules")
-        unknown = sorted(set(self.resources) - {"default", *STAGES})
+        known = (*STAGES, COMPARE)
+        unknown = sorted(set(self.resources) - {"default", *known})
         if unknown:
             raise ValueError(
-                f"launcher.resources has {unknown[0]!r}: give default, or one of "
-                f"{', '.join(STAGES)}"
+                f"launcher.resources has {unknown[0]!r}: give default, or one of {', '.join(known)}"
             )
-        for stage in STAGES:
+        for stage in known:
             self.of(stage)
 
     def of(self, stage: str) -> Resources:

@@ -110,7 +110,7 @@ def _error(job: Job, stopped: Sequence[int], states: dict[int, TaskState]) -> st
     for task in stopped:
         reason = states[task].reason if task in states and states[task].state == ENDED else ""
         line = ": ".join(filter(None, [reason, job.why(task)]))
-        return f"task {task}: {line or 'without a word'}"
+        return f"{job.title(task)}: {line or 'without a word'}"
     return ""
 
 

@@ -2,10 +2,11 @@
 
 A task of shards makes its share of the stage and ends; the task that finds all shards whole seals
 the stage. A rank of a training takes its number from RANK and its companions, or from SLURM. A task
-of trainings is one of them, alone.
+of trainings is one of them, alone; a task of units likewise.
 SIGUSR2 and SIGTERM end a task whose shards are independent at once, for what it has not finished
-leaves nothing behind; a training saves first (`vlmae.preemption`). Exit codes: 0, 1 for an error
-that is told in one line, 75 to be put back into the queue, 143 after SIGTERM.
+leaves nothing behind, and so a unit between two trainings; a training saves first
+(`vlmae.preemption`). Exit codes: 0, 1 for an error that is told in one line, 75 to be put back into
+the queue, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from launch.job import COME_AGAIN, PARENT, RANKS, SHARDS, TERMINATED, Job
+from launch.job import COME_AGAIN, PARENT, RANKS, SHARDS, TERMINATED, UNITS, Job
 from lsb.artifact import work_on_stage
 from lsb.delegation import StageCall
 from lsb.progress import FILE, progressed
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if rank == 0:
         job.start(options.task, record)
-    if job.kind == SHARDS:
+    if job.kind in (SHARDS, UNITS):
         _end_on_signals()
     beat = job.beat(attempt.number, options.task, rank if ranked else None)
     beat.parent.mkdir(exist_ok=True)
@@ -106,7 +107,7 @@ def _share(job: Job, task: int, call: StageCall) -> None:
 
 
 def _train(train: Callable[[], object]) -> None:
-    """Train, or be a rank of one; SIGTERM after a save is told from a signal to come again."""
+    """Train, alone or as a rank; SIGTERM after a save is told from a signal to come again."""
     try:
         train()
     except SystemExit as stop:

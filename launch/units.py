@@ -1,5 +1,7 @@
 """Units of a comparison: one arm under one protocol with one seed, each in one process.
 
+Side by side they are processes of the command, or tasks (`launch.unit_tasks`).
+
 runs/<name>/run.json                          every stage that the comparison rests on
 runs/<name>/units/<protocol>.<arm>.<seed>/    ledger.sqlite, and unit.json once it is finished
 """
@@ -21,13 +23,15 @@ from launch.run_folder import RunFolder
 from launch.settings import Settings
 from launch.shared import Shared
 from launch.shortlist import embed_scored
-from lsb.artifact import fingerprint, read_json, waiting_for_others, write_json
+from launch.unit_result import UNIT_FILE, read_unit
+from lsb.artifact import fingerprint, waiting_for_others, write_json
 from lsb.ids import from_hex
 from lsb.ledger import Ledger
 from lsb.store import Store
+from lsb.waiting import waited_for
 from vlmae.config import compose_config
 
-UNIT_FILE = "unit.json"
+LOCK = ".unit.lock"
 PROTOCOLS = ("labels", "scoring")
 """Equal labels; equal labels and an equal scoring budget (docs/methods.md)."""
 
@@ -88,24 +92,50 @@ class Comparison:
     scoring_share: float
     shared: Shared
 
+    @property
+    def units(self) -> Path:
+        """Folder of the units' folders."""
+        return self.folder / "units"
+
+    def place(self, unit: Unit) -> Path:
+        """Folder of a unit."""
+        return self.units / unit.name
+
+    def made_of(self, unit: Unit) -> str:
+        """Hash of what determines a unit's result beside the data."""
+        return _made_of(self._settings(unit))
+
+    def finished(self, unit: Unit, made_of: str) -> dict[str, Any] | None:
+        """The result of a unit that is finished; None for one that is not."""
+        return read_unit(self.place(unit), made_of)
+
     def run(self, unit: Unit) -> dict[str, Any]:
         """The result of a unit, read where it is finished; see `result_of`."""
-        settings = unit_settings(unit, self.overrides, self.scoring_share)
-        place = self.folder / "units" / unit.name
-        made_of = fingerprint([settings.identity, settings.rounds])
-        file = place / UNIT_FILE
-        if file.is_file():
-            held: dict[str, Any] = read_json(file)
-            if held["made_of"] == made_of:
-                return held
+        settings = self._settings(unit)
+        place, made_of = self.place(unit), _made_of(settings)
+        held = self.finished(unit, made_of)
+        if held is not None:
+            return held
+        place.mkdir(parents=True, exist_ok=True)
+        # A task may come to a unit that another one has not left yet.
+        with waited_for(place / LOCK, f"unit {unit.name}"):
+            held = self.finished(unit, made_of)
+            if held is None:
+                held = self._run(unit, settings, made_of)
+                write_json(place / UNIT_FILE, held)
+        return held
+
+    def _settings(self, unit: Unit) -> Settings:
+        return unit_settings(unit, self.overrides, self.scoring_share)
+
+    def _run(self, unit: Unit, settings: Settings, made_of: str) -> dict[str, Any]:
+        place = self.place(unit)
         run_folder = RunFolder(self.folder, self.identity)
         with waiting_for_others():  # arms share the first model of a seed, and more
             rounds = grow(settings, self.shared, run_folder, _silent, place)
             found = self._found(settings, place, rounds)
         told = [{**result_of(one), "found": what} for one, what in zip(rounds, found, strict=True)]
-        result = {"made_of": made_of, **asdict(unit), "rounds": told}
-        write_json(file, result)
-        return result
+        return {"made_of": made_of, **asdict(unit), "rounds": told}
 
     def _found(
         self, settings: Settings, place: Path, rounds: Sequence[GrowthRound]
@@ -136,6 +166,10 @@ class Comparison:
                     }
                 )
         return found
+
+
+def _made_of(settings: Settings) -> str:
+    return fingerprint([settings.identity, settings.rounds])
 
 
 def result_of(entry: GrowthRound) -> dict[str, Any]:

@@ -56,6 +56,7 @@ from lsb.parts import (
     seconds_of_parts,
     versions,
 )
+from lsb.waiting import waited_for
 
 __all__ = [
     "Counts",
@@ -270,7 +271,8 @@ def waiting_for_others() -> Iterator[None]:
     """Within it, a stage that another process is making is waited for, not refused.
 
     For processes that come to the same stages by their own ways. The lock of a process that dies is
-    released by the system, and the stage goes on where that one stopped.
+    released by the system, and the stage goes on where that one stopped. Waiting counts as progress
+    (`lsb.progress`).
     """
     before = _WAIT.set(True)
     try:
@@ -286,7 +288,6 @@ def _at_work(target: Path, number: int, of: int) -> Iterator[None]:
     Raises:
         StageError: a process holds it, or one with another number of shares is at work.
     """
-    patience = -1 if _WAIT.get() else 0
     own = _lock_file(target, number, of)
     others = {target.with_name(f".{target.name}.lock")} - {own}
     others |= {
@@ -296,7 +297,7 @@ def _at_work(target: Path, number: int, of: int) -> Iterator[None]:
     }
     held = own
     try:
-        with FileLock(own, timeout=patience):
+        with waited_for(own, target.name) if _WAIT.get() else FileLock(own, timeout=0):
             for held in others:
                 FileLock(held).acquire(timeout=0).lock.release()
             yield
