@@ -113,6 +113,7 @@ class LocalExecutor:
         code = str((job.folder.parent / attempt.code).absolute())
         home = {
             "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")])),
+            "PYTHONSAFEPATH": "1",  # else `-m` looks in the working folder first
             PARENT: str(os.getpid()),
         }
         if job.kind != RANKS:

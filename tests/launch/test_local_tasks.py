@@ -25,13 +25,14 @@ def with_tests() -> str:
     return os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(folder: Path, *options: str, cwd: Path | None = None) -> subprocess.Popen[str]:
     """Start a command that has the counting stage made by tasks."""
     return subprocess.Popen(
         [sys.executable, str(HERE / "launched_counting.py"), str(folder), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": with_tests()},
     )
 
@@ -73,6 +74,14 @@ def test_tasks_make_the_bytes_of_one_process(tmp_path: Path) -> None:
     code, out, err = ended(start(tmp_path, *FOUR))
     assert (code, out.splitlines()[-1]) == (0, f"made {here.content} False")
     assert len(job.attempts()) == 1
+
+
+def test_tasks_run_the_code_of_the_launch_not_of_the_working_folder(tmp_path: Path) -> None:
+    other = tmp_path / "clone"
+    (other / "launch").mkdir(parents=True)
+    (other / "launch" / "__init__.py").write_text("raise SystemExit('edited since')")
+    code, out, err = ended(start(tmp_path / "run", *FOUR, cwd=other))
+    assert code == 0, f"{out}\n{err}"
 
 
 def test_a_task_that_fails_once_is_started_again_alone(tmp_path: Path) -> None:

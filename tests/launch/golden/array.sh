@@ -13,6 +13,8 @@
 #SBATCH --array=0-3,5
 # Written by vlmae, attempt 1 of the job in /data/my runs/demo/jobs/embed-3f2a.
 set -uo pipefail
+# The code that was launched, not that of the folder in which the command was given.
+export PYTHONSAFEPATH=1
 export PYTHONPATH='/data/my runs/demo/jobs/code-77aa'${PYTHONPATH:+:$PYTHONPATH}
 export OMP_NUM_THREADS=2
 

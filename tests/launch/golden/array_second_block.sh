@@ -13,6 +13,8 @@
 #SBATCH --kill-on-invalid-dep=yes
 # Written by vlmae, attempt 2 of the job in /data/my runs/demo/jobs/cache-3f2a.
 set -uo pipefail
+# The code that was launched, not that of the folder in which the command was given.
+export PYTHONSAFEPATH=1
 export PYTHONPATH='/data/my runs/demo/jobs/code-77aa'${PYTHONPATH:+:$PYTHONPATH}
 export OMP_NUM_THREADS=1
 

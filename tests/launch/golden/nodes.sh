@@ -15,6 +15,8 @@
 #SBATCH --no-requeue
 # Written by vlmae, attempt 1 of the job in /data/my runs/demo/jobs/train-3f2a.
 set -uo pipefail
+# The code that was launched, not that of the folder in which the command was given.
+export PYTHONSAFEPATH=1
 export PYTHONPATH='/data/my runs/demo/jobs/code-77aa'${PYTHONPATH:+:$PYTHONPATH}
 export OMP_NUM_THREADS=1
 # Every rank is started by srun and finds the others at the first node.

@@ -22,6 +22,8 @@ set -uo pipefail
 module load cuda/12.8 || exit
 module load gcc || exit
 export NCCL_SOCKET_IFNAME=ib0
+# The code that was launched, not that of the folder in which the command was given.
+export PYTHONSAFEPATH=1
 export PYTHONPATH='/data/my runs/demo/jobs/code-77aa'${PYTHONPATH:+:$PYTHONPATH}
 export OMP_NUM_THREADS=8
 # Every rank is started by srun and finds the others at the first node.
