@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from launch.compare import listed_choices
 from launch.flags import FLAGS
 from launch.job import RANKS
 from launch.launched_run import is_dry_run, print_script, print_scripts
@@ -79,6 +80,8 @@ def test_commands_of_a_page_compose(
         try:
             if module == "launch.sweep":
                 overrides = read_space(overrides).first
+            if module == "launch.compare":
+                _, overrides = listed_choices(overrides)
             config = compose(root, overrides, tmp_path)
             values = as_dict(config)
             launcher = launcher_config(values["launcher"]) if "launcher" in values else None

@@ -163,8 +163,8 @@ def cache_prefix(
 
     Raises:
         ValueError: there is no clip, or more than `skip_limit` of them cannot be decoded, with
-            counts by reason; the decode policy differs from epoch to epoch; the towers' tokens cannot be cached, or
-            not with this dtype.
+            counts by reason; the decode policy differs from epoch to epoch; the towers' tokens
+            cannot be cached, or not with this dtype.
     """
     stage = work_on_stage(
         root,
