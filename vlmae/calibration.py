@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Calibration:
         """That of a checkpoint."""
         return cls(tuple(checkpoint.model.tasks), checkpoint.objective, checkpoint.temperatures)
 
-    @property
+    @cached_property
     def uncalibrated(self) -> Calibration:
         """The same objective at temperature 1."""
         return Calibration(self.tasks, self.objective)
@@ -70,9 +71,14 @@ class Calibration:
             values = values / torch.tensor([self.temperatures.get(t, 1.0) for t in self.tasks])
         if self.objective is None:
             return values.sigmoid().numpy()
-        objective = build_objective(self.objective, self.tasks)
         with torch.no_grad():
-            return objective.probabilities(values).numpy()
+            return self._built.probabilities(values).numpy()
+
+    @cached_property
+    def _built(self) -> Objective:
+        """Once: building it takes longer than asking it about a shard."""
+        assert self.objective is not None, "only what has an objective builds it"
+        return build_objective(self.objective, self.tasks)
 
 
 def calibrate(

@@ -373,7 +373,7 @@ def _logit_columns(clips: pa.Table, tasks: list[str], predictions: Predictions) 
 
 
 def _clips(table: TokenTable, rows: Rows) -> pa.Table:
-    return table.rows.take(rows).select(list(ROW_FIELDS))
+    return table.rows.select(list(ROW_FIELDS)).take(rows)
 
 
 def _write(

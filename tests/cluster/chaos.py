@@ -32,6 +32,8 @@ from lsb.console import console
 ANY = ("cache", "embed", "neighbours", "train")
 EPOCHS = 60
 """Enough for a training to be met while it takes steps."""
+LONG_EPOCHS = 300
+"""Enough for it to meet its time limit, which SLURM counts in minutes."""
 PATIENCE = 600.0
 """Seconds without an event, or the end of a round, until it counts as stuck."""
 
@@ -318,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             cluster.up()
             out.print("the undisturbed round, on this machine")
-            round_here(Path(base) / "here", EPOCHS)
+            round_here(Path(base) / "here", LONG_EPOCHS)
             chaos = Chaos(
                 cluster,
                 Path(base) / "here",
@@ -331,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
                 number += 1
                 out.print(f"round {number}, {len(chaos.events)} events to come")
                 before = len(chaos.events)
-                chaos.round(Path(base) / f"round-{number}")
+                chaos.round(Path(base) / f"round-{number}", LONG_EPOCHS)
                 out.print("  ended as the undisturbed one")
                 assert len(chaos.events) < before, "a round without an event"
             out.print(table(chaos.blows), soft_wrap=True)
