@@ -337,6 +337,6 @@ def _in_turns(
     for task in sorted(rows):
         starts[task] = start
         start += len(rows[task])
-        pieces.append(queues[task].take(rows[task]))
+        pieces.append(queues[task].take(pa.array(rows[task], pa.int64())))  # may be empty
     table = pa.concat_tables(pieces)
     return table.take([starts[task] + row for task, row in order])

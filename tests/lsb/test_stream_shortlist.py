@@ -96,6 +96,11 @@ def test_each_task_is_searched_where_its_positives_are_alike(store: Store, pool:
     assert len(set(table["id"].to_pylist())) == table.num_rows
 
 
+def test_a_task_with_positives_to_spare_waits(store: Store) -> None:
+    table, _ = listed(store, count=20, noise=1.0, pair=1000.0)
+    assert table["task"].to_pylist() == ["pair"] * 20
+
+
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_turns_let_the_positives_of_tasks_grow_in_proportion(store: Store, weight: float) -> None:
     table, told = listed(store, count=300, noise=weight, pair=1.0)
