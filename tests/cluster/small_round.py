@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from one_machine import here
 
 from lsb.artifact import open_stage
 
@@ -40,17 +39,7 @@ RUN = Path("runs") / "tiny"
 
 def round_here(folder: Path, epochs: int) -> None:
     """The round by this machine's own processes, in a new folder."""
-    folder.mkdir(parents=True)
-    done = subprocess.run(
-        [sys.executable, *ROUND, f"trainer.epochs={epochs}"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    here(folder, *ROUND, f"trainer.epochs={epochs}")
 
 
 def with_its_data(folder: Path, of: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from one_machine import here
 from slurm_cluster import Cluster, until
 
 from launch.job import UNITS, jobs_below
@@ -43,18 +42,8 @@ SLURM = (
 
 def test_units_by_jobs_are_those_of_one_machine(cluster: Cluster, tmp_path: Path) -> None:
     local, there = tmp_path / "local", tmp_path / "slurm"
-    local.mkdir()
-    done = subprocess.run(
-        [sys.executable, *COMPARE, "compare.processes=1"],
-        cwd=local,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    # What units share is made by jobs in test_round_on_slurm.py; here the units are.
+    here(local, *COMPARE, "compare.processes=1")
+    # What units share is made by jobs in test_chaos_on_slurm.py; here the units are.
     for stage in (local / "runs" / "stages").glob("[cpsw]*-*"):
         shutil.copytree(stage, there / "runs" / "stages" / stage.name)
 

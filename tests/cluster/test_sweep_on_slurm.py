@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from one_machine import OF_CLIPS, here, write_clips
 from slurm_cluster import LARGEST_ARRAY, Cluster, until
 
 from launch.job import TRAININGS, Job
@@ -16,17 +15,6 @@ from lsb.artifact import open_stage, read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-CLIPS = "import sys, pathlib, small_clips; small_clips.write_folder(pathlib.Path(sys.argv[1]), 24)"
-DISTRIBUTED = Path(__file__).parents[1] / "distributed"
-DATA = (
-    "data=folder",
-    "data.shard_clips=16",
-    "data.reencode=false",
-    "decode.frames=1",
-    "decode.backend=pyav",
-    "vl.image_size=64",
-    "prefix.processes=1",
-)
 SWEEP = (
     "-m",
     "launch.sweep",
@@ -48,29 +36,12 @@ SLURM = (
 )
 
 
-def here(folder: Path, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-
-
 def test_eight_points_are_those_of_one_machine(cluster: Cluster, tmp_path: Path) -> None:
-    path = os.pathsep.join(filter(None, [str(DISTRIBUTED), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-c", CLIPS, str(tmp_path / "clips")]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True)
     local, there = tmp_path / "local", tmp_path / "slurm"
-    local.mkdir()
-    data = (*DATA, f"data.path={tmp_path / 'clips'}")
-    here(local, "-m", "vlmae.cache", *data)
+    path, *tables = write_clips(tmp_path)
+    here(local, "-m", "vlmae.cache", *OF_CLIPS, path)
     shutil.copytree(local / "runs", there / "runs")
-    keys = (*SWEEP, *data, *(f"{n}={tmp_path / n}.csv" for n in ("labels", "validation")))
+    keys = (*SWEEP, *OF_CLIPS, path, *tables)
     here(local, *keys)
 
     first = cluster.start(sys.executable, *keys, *SLURM, cwd=there)

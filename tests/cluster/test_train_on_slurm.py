@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from one_machine import OF_CLIPS, here, write_clips
 from slurm_cluster import Cluster
 
 from launch.job import jobs_below
@@ -15,16 +13,8 @@ from lsb.artifact import open_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-CLIPS = "import sys, pathlib, small_clips; small_clips.write_folder(pathlib.Path(sys.argv[1]), 24)"
-DISTRIBUTED = Path(__file__).parents[1] / "distributed"
 KEYS = (
-    "data=folder",
-    "data.shard_clips=16",
-    "data.reencode=false",
-    "decode.frames=1",
-    "decode.backend=pyav",
-    "vl.image_size=64",
-    "prefix.processes=1",
+    *OF_CLIPS,
     "task.names=[relevance,unsafe]",
     "model.components=8",
     "fusion.width=16",
@@ -43,25 +33,10 @@ SLURM = (
 
 
 def test_two_nodes_train_as_two_processes_do(cluster: Cluster, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    path = os.pathsep.join(filter(None, [str(DISTRIBUTED), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-c", CLIPS, str(tmp_path / "clips")]
-    subprocess.run(command, env={**environment, "PYTHONPATH": path}, check=True)
     local, there = tmp_path / "local", tmp_path / "slurm"
-    for folder in (local, there):
-        folder.mkdir()
-    tables = (f"{name}={tmp_path / name}.csv" for name in ("labels", "validation"))
-    keys = (f"data.path={tmp_path / 'clips'}", *tables, *KEYS)
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.train", *keys, "launcher.ranks=2"],
-        cwd=local,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    there.mkdir()
+    keys = (*write_clips(tmp_path), *KEYS)
+    here(local, "-m", "launch.train", *keys, "launcher.ranks=2")
     code, out, err = cluster.python("-m", "launch.train", *keys, *SLURM, cwd=there)
     assert code == 0, f"{out}\n{err}"
     one, other = (
