@@ -216,8 +216,9 @@ def work_on_stage(
         if finished:
             return _reopen(target, parts, processes)
         if missing:
-            siblings = _finished_siblings(root, stage, key["code"])
-            missing = borrow(siblings, partial, missing)
+            if any(part.key for part in missing):  # else nobody has them, and all would be read
+                siblings = _finished_siblings(root, stage, key["code"])
+                missing = borrow(siblings, partial, missing)
             make_parts(
                 stage, partial, missing, total=len(mine), processes=processes, on_part=on_part
             )
