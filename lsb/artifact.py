@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +217,8 @@ def work_on_stage(
         if finished:
             return _reopen(target, parts, processes)
         if missing:
-            if any(part.key for part in missing):  # else nobody has them, and all would be read
-                siblings = _finished_siblings(root, stage, key["code"])
-                missing = borrow(siblings, partial, missing)
+            siblings = _finished_siblings(root, stage, key["code"], missing)
+            missing = borrow(siblings, partial, missing)
             make_parts(
                 stage, partial, missing, total=len(mine), processes=processes, on_part=on_part
             )
@@ -334,16 +334,33 @@ def _reopen(target: Path, parts: Sequence[Part], processes: int) -> Stage:
 
 
 def _finished_siblings(
-    root: Path, stage: str, code: Mapping[str, Any]
+    root: Path, stage: str, code: Mapping[str, Any], parts: Sequence[Part]
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """Directory and manifest of the finished stages of one name that the same code made."""
+    """Directory and manifest of the finished stages of one name that the same code made, of those
+    that have one of some parts."""
+    wanted = {part.key for part in parts if part.key}
     found = []
-    for file in sorted(root.glob(f"{stage}-*/manifest.json")):
-        if file.parent.suffix not in (".partial", ".remake"):
-            manifest = read_json(file)
-            if manifest.get("version") == VERSION and manifest.get("code") == code:
-                found.append((file.parent, manifest))
+    for file in sorted(root.glob(f"{stage}-*/manifest.json")) if wanted else []:
+        if file.parent.suffix in (".partial", ".remake"):
+            continue
+        if wanted.isdisjoint(_keys_of(file, file.stat().st_mtime_ns)):
+            continue
+        manifest = read_json(file)
+        if manifest.get("version") == VERSION and manifest.get("code") == code:
+            found.append((file.parent, manifest))
     return found
+
+
+@lru_cache(maxsize=4096)
+def _keys_of(manifest: Path, changed: int) -> frozenset[str]:
+    """Keys of a stage's parts; a process that makes many stages reads each manifest once.
+
+    Args:
+        manifest: of a finished stage.
+        changed: when, in nanoseconds: another file is read again.
+    """
+    parts = read_json(manifest).get("parts", {})
+    return frozenset(entry["key"] for entry in parts.values() if entry.get("key"))
 
 
 def _seal(
