@@ -282,6 +282,11 @@ def waiting_for_others() -> Iterator[None]:
         _WAIT.reset(before)
 
 
+GLANCE = 2.0
+"""Seconds for which a lock may be held by one that only looks whether somebody works: ranks that
+come to their shares at the same moment look at each other's."""
+
+
 @contextmanager
 def _at_work(target: Path, number: int, of: int) -> Iterator[None]:
     """Hold the lock of one share.
@@ -298,9 +303,9 @@ def _at_work(target: Path, number: int, of: int) -> Iterator[None]:
     }
     held = own
     try:
-        with waited_for(own, target.name) if _WAIT.get() else FileLock(own, timeout=0):
+        with waited_for(own, target.name) if _WAIT.get() else FileLock(own, timeout=GLANCE):
             for held in others:
-                FileLock(held).acquire(timeout=0).lock.release()
+                FileLock(held).acquire(timeout=GLANCE).lock.release()
             yield
     except Timeout:
         raise StageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -127,6 +128,21 @@ def test_a_share_is_refused_while_another_number_of_shares_is_at_work(tmp_path: 
     with FileLock(lock), pytest.raises(StageError, match="agree on the number of shares"):
         work_on_stage(tmp_path, "s", config={}, inputs={}, parts=parts, share=(0, 3))
     assert run_stage(tmp_path, "s", config={}, inputs={}, parts=parts).counts == {"rows": 4}
+
+
+def test_a_share_is_not_refused_because_another_one_looks(tmp_path: Path) -> None:
+    parts = parts_of({name: name for name in "abcd"}, [])
+    work_on_stage(tmp_path, "s", config={}, inputs={}, parts=parts, share=(0, 2))
+    (other,) = tmp_path.glob(".s-*.0-of-2.lock")
+    whole = other.with_name(other.name.replace(".0-of-2", ""))  # all shares look at that one
+    glance = FileLock(whole, thread_local=False)
+    glance.acquire()
+    release = threading.Timer(0.2, glance.release)
+    release.start()
+    stage = work_on_stage(tmp_path, "s", config={}, inputs={}, parts=parts, share=(1, 2))
+    release.join()
+    assert stage is not None
+    assert stage.counts == {"rows": 4}
 
 
 def test_a_share_out_of_range_is_refused(tmp_path: Path) -> None:
