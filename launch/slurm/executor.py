@@ -31,6 +31,9 @@ ENDED_STATES = (
     "TIMEOUT",
 )
 """SLURM's states of jobs that do nothing more; in all others they run, wait or are between both."""
+HELD = "launch failed requeued held"
+"""Why a job waits for ever that SLURM could not start on a node, as when the controller came back
+with an older state than the node's. Whoever owns it may release it, and it starts elsewhere."""
 LIMIT = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 
 
@@ -96,6 +99,8 @@ class SlurmExecutor:
             if attempt is None:
                 continue
             place = index.isdecimal()
+            if HELD in rest:
+                run_slurm("scontrol", "release", f"{id}_{index}" if place else id)
             task = int(index) + attempt.offset if place else 0
             if attempt.number >= numbers.get(task, 0):
                 numbers[task] = attempt.number

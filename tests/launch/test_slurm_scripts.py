@@ -225,3 +225,26 @@ def test_a_controller_that_is_down_is_told_in_its_own_words(
     squeue.write_text(f"#!/bin/sh\necho '{attempt.name}|7|0|RUNNING|node1'\n")
     assert executor.states(job, [attempt]) is not None
     assert executor.trouble == ""
+
+
+def test_a_job_that_could_not_be_launched_and_is_held_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "jobs" / "embed-1"
+    job = Job.create(
+        folder, stage="embed", kind=SHARDS, tasks=2, shards=["a"], target=tmp_path / "embed-1"
+    )
+    attempt = job.new_attempt("slurm", [0, 1], "code-1")
+    queue = {
+        "squeue": f"echo '{attempt.name}|7|1|PENDING|(launch failed requeued held)'\n"
+        f"echo '{attempt.name}|7|0|PENDING|(Resources)'",
+        "scontrol": f'echo "$@" >> {tmp_path}/asked',
+    }
+    for name, script in queue.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    states = SlurmExecutor(SlurmConfig(name="slurm")).states(job, [attempt])
+    assert states is not None
+    assert {one.state for one in states.values()} == {"pending"}
+    assert (tmp_path / "asked").read_text() == "release 7_1\n"
