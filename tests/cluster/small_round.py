@@ -11,12 +11,7 @@ from one_machine import here
 
 from lsb.artifact import open_stage
 
-ROUND = (
-    "-m",
-    "launch.round",
-    "experiment=tiny",
-    "arms=[]",
-    "controls=false",
+SMALL = (
     "rounds=1",
     "trainer.batch_size=8",
     "data.pictures_per_digit=30",
@@ -24,6 +19,15 @@ ROUND = (
     "data.pool=32",
     "data.gold=16",
     "data.test=16",
+)
+"""Keys of a round, or of the units of a comparison."""
+ROUND = (
+    "-m",
+    "launch.round",
+    "experiment=tiny",
+    "arms=[]",
+    "controls=false",
+    *SMALL,
 )
 SLURM = (
     "launcher=slurm",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from one_machine import here
 from slurm_cluster import Cluster, until
+from small_round import SMALL
 
 from launch.job import UNITS, jobs_below
 from lsb.artifact import open_stage
@@ -21,14 +22,8 @@ COMPARE = (
     "experiment=tiny",
     "arm=random,entropy",
     "seed=1",
-    "rounds=1",
+    *SMALL,
     "trainer.epochs=1",
-    "trainer.batch_size=8",
-    "data.pictures_per_digit=30",
-    "data.first=24",
-    "data.pool=32",
-    "data.gold=16",
-    "data.test=16",
     "compare.resamples=20",
 )
 SLURM = (
