@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ LONG = (POWER, PREEMPTED, SIGNAL, KILLED, CONTROLLER, COMMAND, TIME)
 
 def at(event: Event, *stages: str) -> Event:
     """The event, where it meets tasks of some stages only."""
-    return Event(event.name, stages, event.strike, event.steps, event.restarts)
+    return replace(event, stages=stages)
 
 
 @dataclass
