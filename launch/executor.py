@@ -38,12 +38,14 @@ class TaskState:
         reason: how it ended, or why it waits; in the executor's words.
         id: the executor's id of the task.
         place: where it runs.
+        held: it waits until somebody releases it.
     """
 
     state: str
     reason: str = ""
     id: str = ""
     place: str = ""
+    held: bool = False
 
 
 class Executor(Protocol):
@@ -74,6 +76,9 @@ class Executor(Protocol):
 
     def states(self, job: Job, attempts: Sequence[Attempt]) -> dict[int, TaskState] | None:
         """Task -> state, of the last attempt that has it; None if nobody can tell now."""
+
+    def release(self, state: TaskState) -> None:
+        """Let one task start that is held."""
 
     def kill(self, state: TaskState) -> None:
         """Stop one task that hangs, whatever it does with signals; `state` is what it was last."""
@@ -134,6 +139,7 @@ class JobRun:
                 f"{job.name}: {self.executor.name} does not answer{why}, waiting; jobs run on"
             )
             return False
+        self._release(states)
         states = self._without_hanging(states, attempts)
         active = [task for task, one in states.items() if one.state != ENDED]
         if not missing and not active:
@@ -160,6 +166,12 @@ class JobRun:
             raise JobError(_failure(job, failed, cancelled, states, self.remedy))
         self._say_once(_progress(job, missing, states))
         return False
+
+    def _release(self, states: Mapping[int, TaskState]) -> None:
+        for task, one in states.items():
+            if one.held:
+                self.say(f"{self.job.name}: {self.job.title(task)} is held, {one.reason}: released")
+                self.executor.release(one)
 
     def _without_hanging(
         self, states: Mapping[int, TaskState], attempts: Sequence[Attempt]

@@ -71,6 +71,9 @@ class LocalExecutor:
                 found[entry.task] = self._state(entry)
         return found
 
+    def release(self, state: TaskState) -> None:
+        """Nothing is held here."""
+
     def kill(self, state: TaskState) -> None:
         """Kill the processes of a task; what it was making is made again."""
         for pid in filter(None, state.id.split(",")):

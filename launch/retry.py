@@ -1,8 +1,8 @@
 """Start again what a run's jobs have not finished: `python -m launch.retry runs/demo`.
 
 Only tasks that are neither complete nor under way are submitted, with the code they were started
-with. On a cluster it comes back at once; on one machine it waits. The command that was given goes
-on with what comes after them.
+with; tasks that the cluster holds are released. On a cluster it comes back at once; on one machine
+it waits. The command that was given goes on with what comes after them.
 """
 
 from __future__ import annotations
@@ -38,17 +38,22 @@ def retry(folder: Path) -> int:
     """
     run = RunJobs.open(folder)
     out = console()
-    submitted = 0
+    started = 0
     with only_one(folder):
         for job in run.jobs:
             attempts = job.attempts()
             if job.finished or not attempts:
                 continue
-            waiting = active(run.states(job))
+            states = run.states(job)
+            held = {task: one for task, one in states.items() if one.held}
+            for task, one in held.items():
+                run.executor.release(one)
+                out.print(f"{job.name}: task {task} is held, {one.reason}: released")
+            waiting = active(states)
             idle = [task for task in job.missing() if task not in waiting]
+            started += bool(held or idle)
             if not idle:
                 continue
-            submitted += 1
             code = attempts[-1].code
             out.print(f"{job.name}: tasks {', '.join(map(str, idle))} again")
             if isinstance(run.config, LocalConfig):
@@ -65,7 +70,7 @@ def retry(folder: Path) -> int:
             else:
                 for attempt in run.executor.submit(job, idle, code):
                     out.print(f"  submitted as {attempt.id}")
-    if not submitted:
+    if not started:
         out.print(f"{folder}: no task is to be started again")
     return 0
 

@@ -99,13 +99,15 @@ class SlurmExecutor:
             if attempt is None:
                 continue
             place = index.isdecimal()
-            if HELD in rest:
-                run_slurm("scontrol", "release", f"{id}_{index}" if place else id)
             task = int(index) + attempt.offset if place else 0
             if attempt.number >= numbers.get(task, 0):
                 numbers[task] = attempt.number
                 found[task] = _state(state, f"{id}_{index}" if place else id, rest)
         return found
+
+    def release(self, state: TaskState) -> None:
+        """Release one task by its id; one that cannot be released now is tried at the next look."""
+        run_slurm("scontrol", "release", state.id)
 
     def kill(self, state: TaskState) -> None:
         """Cancel one task by its id; SLURM kills what does not end by itself."""
@@ -158,4 +160,4 @@ def _state(state: str, id: str, rest: str) -> TaskState:
         return TaskState(ENDED, f"{state}{more}", id)
     if state in ("RUNNING", "COMPLETING"):
         return TaskState(RUNNING, id=id, place=rest if not reason else "")
-    return TaskState(PENDING, reason or state, id)
+    return TaskState(PENDING, reason or state, id, held=HELD in reason)

@@ -22,6 +22,7 @@ class Script:
     def __init__(self, looks: Sequence[Look]) -> None:
         self.looks = list(looks)
         self.submitted: list[list[int]] = []
+        self.released: list[str] = []
 
     def submit(
         self, job: Job, tasks: Sequence[int], code: str, after: Sequence[Attempt] = ()
@@ -32,6 +33,9 @@ class Script:
     def states(self, job: Job, attempts: Sequence[Attempt]) -> dict[int, TaskState] | None:
         look = self.looks.pop(0)
         return look() if callable(look) else look
+
+    def release(self, state: TaskState) -> None:
+        self.released.append(state.id)
 
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
         raise AssertionError("nothing is cancelled here")
@@ -79,6 +83,14 @@ def test_what_is_missing_is_submitted_once(job: Job) -> None:
 def test_what_is_under_way_is_not_submitted(job: Job) -> None:
     executor, _ = run(job, state(RUNNING), finish(job))
     assert executor.submitted == []
+
+
+def test_what_is_held_is_released_and_waited_for(job: Job) -> None:
+    held = {0: TaskState(PENDING, "launch failed requeued held", "7", held=True)}
+    executor, said = run(job, held, state(PENDING), state(RUNNING), finish(job))
+    assert executor.released == ["7"]
+    assert executor.submitted == []
+    assert "train-1: task 0 is held, launch failed requeued held: released" in said
 
 
 def test_a_job_that_is_nowhere_for_a_moment_is_not_started_twice(job: Job) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from launch import retry
 from launch.job import SHARDS, Job
+from launch.launch_record import record_launch
 from launch.launcher_config import SlurmConfig
 from launch.slurm import SlurmExecutor, render_script
 from launch.slurm.script import array_of
@@ -227,12 +229,18 @@ def test_a_controller_that_is_down_is_told_in_its_own_words(
     assert executor.trouble == ""
 
 
-def test_a_job_that_could_not_be_launched_and_is_held_is_released(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "jobs" / "embed-1"
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job of two tasks, of which a cluster holds the second; what is asked goes to `asked`."""
+    jobs = tmp_path / "run" / "jobs"
+    record_launch(jobs, "code-1", {"config": {"launcher": {"name": "slurm"}}})
     job = Job.create(
-        folder, stage="embed", kind=SHARDS, tasks=2, shards=["a"], target=tmp_path / "embed-1"
+        jobs / "embed-1",
+        stage="embed",
+        kind=SHARDS,
+        tasks=2,
+        shards=["a"],
+        target=tmp_path / "embed-1",
     )
     attempt = job.new_attempt("slurm", [0, 1], "code-1")
     queue = {
@@ -244,7 +252,28 @@ def test_a_job_that_could_not_be_launched_and_is_held_is_released(
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    states = SlurmExecutor(SlurmConfig(name="slurm")).states(job, [attempt])
+    return job
+
+
+def test_a_job_that_could_not_be_launched_is_told_as_held_and_released_when_asked(
+    tmp_path: Path, held: Job
+) -> None:
+    executor = SlurmExecutor(SlurmConfig(name="slurm"))
+    states = executor.states(held, held.attempts())
     assert states is not None
     assert {one.state for one in states.values()} == {"pending"}
+    assert {task: one.held for task, one in states.items()} == {0: False, 1: True}
+    assert not (tmp_path / "asked").exists()  # looking changes nothing
+    executor.release(states[1])
     assert (tmp_path / "asked").read_text() == "release 7_1\n"
+
+
+def test_retry_releases_what_is_held_and_submits_nothing_twice(
+    tmp_path: Path, held: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert retry.main([str(tmp_path / "run")]) == 0
+    assert "embed-1: task 1 is held, launch failed requeued held: released" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert (tmp_path / "asked").read_text() == "release 7_1\n"
+    assert len(held.attempts()) == 1
