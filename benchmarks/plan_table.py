@@ -2,8 +2,8 @@
 
 For every pair of towers and way to tune them: 8 GPUs of 80 GiB, 8 clips a GPU and micro-batch, 8
 frames, 10 s of sound, bfloat16 autocast, tokens in front of the cut from the cache. Where DDP does
-not fit, the first settings that do (`launch.planning.Planner.alternatives`). Nothing is trained;
-the table of docs/topology.md is the output.
+not fit, the first settings that do (`launch.jobs.planning.Planner.alternatives`). Nothing is
+trained; the table of docs/topology.md is the output.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.published_towers import write_towers
-from launch.planning import GIB, Planner
+from launch.jobs.planning import GIB, Planner
 from vlmae.config import as_dict, compose_config
 
 COMMON = (

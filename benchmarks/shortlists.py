@@ -19,12 +19,12 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from launch.clips import first_clips, gold_clips
-from launch.known import known_clips
-from launch.run_folder import RunFolder
-from launch.settings import Settings
-from launch.shared import prepare_shared
-from launch.shortlist import embed_frozen
+from launch.stages.clips import first_clips, gold_clips
+from launch.stages.known import known_clips
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
+from launch.stages.shared import prepare_shared
+from launch.stages.shortlist import embed_frozen
 from lsb import ids as sample_ids
 from lsb.ids import IdArray
 from lsb.labelled import label_array

@@ -19,9 +19,9 @@ from rich.console import Console
 from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from launch.run_folder import RunFolder
-from launch.settings import Settings
-from launch.shared import Shared, prepare_shared
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
+from launch.stages.shared import Shared, prepare_shared
 from lsb import ids as sample_ids
 from vlmae.config import compose_config
 from vlmae.data.batches import LiveClips

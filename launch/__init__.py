@@ -1,1 +1,5 @@
-"""Where things run: the round on one machine today, its stages and their order."""
+"""Where things run: the commands, and below them what they are made of.
+
+Commands are the modules here, and `doctor`. Packages import downwards only: `comparing`, `piloting`
+and `sweeping` rest on `rounds`, these on `labelling`, on `stages`, on `jobs` (with `slurm`).
+"""

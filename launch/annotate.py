@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.annotators import HandOffConfig
-from launch.handoff import RoundFolder
-from launch.questions import ask
-from launch.run_folder import RunFolder
-from launch.settings import Settings
+from launch.labelling.handoff import RoundFolder
+from launch.labelling.questions import ask
+from launch.stages.annotators import HandOffConfig
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
 from lsb import ids as sample_ids
 from lsb.annotate.answers import Answer, Refused, read_answers
 from lsb.annotate.label_studio import LabelStudio, Project, local_files_base, mark_of

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.run_jobs import RunJobs, active
+from launch.jobs.run_jobs import RunJobs, active
 from lsb.console import console, run_command
 
 

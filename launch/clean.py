@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.run_folder import read_run
+from launch.stages.run_folder import read_run
 from lsb.artifact import open_stage
 from lsb.kept import forget, kept, require_kept
 from lsb.redaction import REDACTING, require_idle, settle, unsettled

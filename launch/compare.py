@@ -18,16 +18,16 @@ from typing import Any, cast
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.arms import require_no_arm_override, task_overrides
-from launch.comparison import Measure, print_comparison, summarise_comparison
-from launch.job import UNITS
-from launch.launched_run import launched_run, print_script, print_scripts, read_flags
-from launch.launcher_config import COMPARE, SlurmConfig
-from launch.run_folder import RunFolder
-from launch.settings import Settings
-from launch.shared import Shared, prepare_shared
-from launch.unit_tasks import run_units_by_tasks
-from launch.units import PROTOCOLS, Comparison, Unit, run_units
+from launch.comparing.table import Measure, print_comparison, summarise_comparison
+from launch.comparing.unit_tasks import run_units_by_tasks
+from launch.comparing.units import PROTOCOLS, Comparison, Unit, run_units
+from launch.jobs.job import UNITS
+from launch.jobs.launcher_config import COMPARE, SlurmConfig
+from launch.rounds.arms import require_no_arm_override, task_overrides
+from launch.stages.launched_run import launched_run, print_script, print_scripts, read_flags
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
+from launch.stages.shared import Shared, prepare_shared
 from lsb import ids as sample_ids
 from lsb.artifact import write_json
 from vlmae.config import as_dict, build, command, conf_dir
@@ -45,7 +45,7 @@ class CompareConfig:
     """How arms are compared.
 
     Attributes:
-        protocols: of `launch.units.PROTOCOLS`.
+        protocols: of `launch.comparing.units.PROTOCOLS`.
         scoring_share: share of the pool that protocol "scoring" scores in a round.
         processes: units at a time, where the command itself runs them.
         resamples: of the bootstrap.

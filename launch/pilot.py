@@ -18,16 +18,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from launch.account import Prices, write_account
-from launch.annotation import judge
-from launch.arms import Arms, run_arms
-from launch.clips import gold_clips
-from launch.criteria import Criterion, verdict
-from launch.pilot_evidence import Evidence, PilotConfig
-from launch.pilot_page import numbers, pilot_page
-from launch.run_folder import differences
-from launch.settings import Settings
-from launch.summary import number_table
+from launch.labelling.annotation import judge
+from launch.piloting.criteria import Criterion, verdict
+from launch.piloting.evidence import Evidence, PilotConfig
+from launch.piloting.page import numbers, pilot_page
+from launch.rounds.account import Prices, write_account
+from launch.rounds.arms import Arms, run_arms
+from launch.rounds.summary import number_table
+from launch.stages.clips import gold_clips
+from launch.stages.run_folder import differences
+from launch.stages.settings import Settings
 from lsb import ids as sample_ids
 from lsb.artifact import read_json, write_bytes, write_json
 from lsb.labelled import LABEL

@@ -15,7 +15,7 @@ from typing import Any, cast
 from omegaconf import DictConfig
 from rich.table import Table
 
-from launch.planning import GIB, Need, Planner
+from launch.jobs.planning import GIB, Need, Planner
 from lsb.console import console
 from vlmae.config import as_dict, command
 from vlmae.footprint.arithmetic import ALWAYS, Line, peak

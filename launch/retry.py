@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from launch.executor import run_job
-from launch.launcher_config import LocalConfig
-from launch.launcher_lock import only_one
-from launch.run_jobs import RunJobs, active
+from launch.jobs.executor import run_job
+from launch.jobs.launcher_config import LocalConfig
+from launch.jobs.launcher_lock import only_one
+from launch.jobs.run_jobs import RunJobs, active
 from lsb.console import console, run_command
 
 

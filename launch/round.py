@@ -11,11 +11,11 @@ from __future__ import annotations
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.arms import run_arms
-from launch.controls import measure_controls
-from launch.launched_run import is_dry_run, launched_run, print_scripts, read_flags
-from launch.report import draw_report
-from launch.summary import print_summary, summarise
+from launch.rounds.arms import run_arms
+from launch.rounds.controls import measure_controls
+from launch.rounds.report import draw_report
+from launch.rounds.summary import print_summary, summarise
+from launch.stages.launched_run import is_dry_run, launched_run, print_scripts, read_flags
 from lsb.artifact import write_json
 from vlmae.config import command
 

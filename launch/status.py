@@ -18,11 +18,11 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from launch.executor import ENDED, PENDING, RUNNING, TaskState
-from launch.heartbeat import server_time, silence
-from launch.job import RANKS, Job, seconds_since
-from launch.run_jobs import RunJobs, active
-from launch.sweep_table import SweepRecord, sweep_page
+from launch.jobs.executor import ENDED, PENDING, RUNNING, TaskState
+from launch.jobs.heartbeat import server_time, silence
+from launch.jobs.job import RANKS, Job, seconds_since
+from launch.jobs.run_jobs import RunJobs, active
+from launch.sweeping.table import SweepRecord, sweep_page
 from lsb.console import console, run_command
 
 
@@ -69,7 +69,7 @@ def job_status(job: Job, states: dict[int, TaskState]) -> JobStatus:
 
     Args:
         job: to look at.
-        states: of its tasks, see `launch.executor.Executor.states`.
+        states: of its tasks, see `launch.jobs.executor.Executor.states`.
     """
     missing, busy = job.missing(), job.busy
     done, of = len(job.recorded()), len(job.shards)

@@ -16,21 +16,21 @@ from typing import Any, cast
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from launch.executor import JobError
-from launch.job import RANKS, TRAININGS
-from launch.launch_record import JOBS
-from launch.launched_run import NO_SCRIPTS, print_script, read_flags
-from launch.launcher import Launcher
-from launch.launcher_config import TRAIN, LauncherConfig, SlurmConfig, launcher_config
-from launch.launcher_lock import only_one
-from launch.run_folder import RunFolder
-from launch.sweep_config import GRID, SweepConfig
-from launch.sweep_metric import SweepMetric
-from launch.sweep_optuna import BATCH, train_trials
-from launch.sweep_points import CONFIG, Planner, Point, point_config
-from launch.sweep_run import SWEEP, SweepRun
-from launch.sweep_space import Space, read_space
-from launch.sweep_table import SWEEP_FILE, Outcome, SweepRecord, sweep_page
+from launch.jobs.executor import JobError
+from launch.jobs.job import RANKS, TRAININGS
+from launch.jobs.launch_record import JOBS
+from launch.jobs.launcher import Launcher
+from launch.jobs.launcher_config import TRAIN, LauncherConfig, SlurmConfig, launcher_config
+from launch.jobs.launcher_lock import only_one
+from launch.stages.launched_run import NO_SCRIPTS, print_script, read_flags
+from launch.stages.run_folder import RunFolder
+from launch.sweeping.config import GRID, SweepConfig
+from launch.sweeping.metric import SweepMetric
+from launch.sweeping.optuna import BATCH, train_trials
+from launch.sweeping.points import CONFIG, Planner, Point, point_config
+from launch.sweeping.run import SWEEP, SweepRun
+from launch.sweeping.space import Space, read_space
+from launch.sweeping.table import SWEEP_FILE, Outcome, SweepRecord, sweep_page
 from lsb.console import console
 from lsb.delegation import delegated
 from vlmae.config import as_dict, build, checked, command
@@ -80,7 +80,7 @@ def _sweep(config: DictConfig) -> None:
 def _train_grid(
     sweep: SweepRun, planner: Planner, space: Space
 ) -> tuple[list[Point], list[JobError]]:
-    """Train every combination; see `launch.sweep_optuna.train_trials`."""
+    """Train every combination; see `launch.sweeping.optuna.train_trials`."""
     choices = list(enumerate(space.grid()))
     for number, choice in choices:  # before data are prepared for the first
         point_config(space, number, choice)

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from launch.job import COME_AGAIN, PARENT, RANKS, SHARDS, TERMINATED, UNITS, Job
+from launch.jobs.job import COME_AGAIN, PARENT, RANKS, SHARDS, TERMINATED, UNITS, Job
 from lsb.artifact import work_on_stage
 from lsb.delegation import StageCall
 from lsb.progress import FILE, progressed

@@ -14,10 +14,10 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from launch.job import RANKS
-from launch.launched_run import NO_SCRIPTS, print_script, read_flags
-from launch.launcher_config import TRAIN, SlurmConfig, launcher_config
-from launch.training_job import train_by_ranks
+from launch.jobs.job import RANKS
+from launch.jobs.launcher_config import TRAIN, SlurmConfig, launcher_config
+from launch.jobs.training_job import train_by_ranks
+from launch.stages.launched_run import NO_SCRIPTS, print_script, read_flags
 from lsb.console import console
 from vlmae.config import as_dict, command
 

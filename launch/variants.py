@@ -22,13 +22,13 @@ import pyarrow as pa
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.arms import task_overrides
-from launch.clips import by_id, of_split
-from launch.run_folder import RunFolder
-from launch.settings import Settings
-from launch.shared import Shared, prepare_shared, train_stage
-from launch.step_time import step_times
-from launch.variant_table import print_variants, summarise_variants
+from launch.comparing.step_time import step_times
+from launch.comparing.variant_table import print_variants, summarise_variants
+from launch.rounds.arms import task_overrides
+from launch.stages.clips import by_id, of_split
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
+from launch.stages.shared import Shared, prepare_shared, train_stage
 from lsb.artifact import Stage, write_json
 from vlmae.config import as_dict, build, command, compose_config
 from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics

@@ -1,6 +1,6 @@
 """One expansion from stores on disk to files on disk: what a round asks for, and why.
 
-The stage of a round (`launch.expansion`) and a training that grows (`vlmae.growing`) both go
+The stage of a round (`launch.stages.expansion`) and a training that grows (`vlmae.growing`) both go
 through here, so that equal stores give equal files.
 """
 

@@ -19,11 +19,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.compare import listed_choices
-from launch.flags import FLAGS
-from launch.job import RANKS
-from launch.launched_run import is_dry_run, print_script, print_scripts
-from launch.launcher_config import TRAIN, SlurmConfig, launcher_config
-from launch.sweep_space import read_space
+from launch.jobs.flags import FLAGS
+from launch.jobs.job import RANKS
+from launch.jobs.launcher_config import TRAIN, SlurmConfig, launcher_config
+from launch.stages.launched_run import is_dry_run, print_script, print_scripts
+from launch.sweeping.space import read_space
 from vlmae.config import as_dict, compose_config, conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks.measure import Timing, Work, interleave
-from launch.settings import Settings
+from launch.stages.settings import Settings
 from lsb.artifact import Stage
 from lsb.labelled import LABEL
 from vlmae.config import compose_config

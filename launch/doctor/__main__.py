@@ -19,8 +19,8 @@ from rich.console import Console
 from launch.doctor.examination import Examination, dry_run
 from launch.doctor.page import page
 from launch.doctor.question import Limits
-from launch.flags import NO_SCRIPTS, read_flags
-from launch.launcher_config import STAGES, SlurmConfig, launcher_config
+from launch.jobs.flags import NO_SCRIPTS, read_flags
+from launch.jobs.launcher_config import STAGES, SlurmConfig, launcher_config
 from lsb.console import console
 from vlmae.config import as_dict, build, command
 

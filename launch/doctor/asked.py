@@ -10,9 +10,9 @@ from typing import Any
 
 from launch.doctor.finding import Finding
 from launch.doctor.question import Limits
-from launch.executor import JobError
-from launch.job import RANKS, SHARDS
-from launch.launcher_config import TRAIN, SlurmConfig
+from launch.jobs.executor import JobError
+from launch.jobs.job import RANKS, SHARDS
+from launch.jobs.launcher_config import TRAIN, SlurmConfig
 from launch.slurm import render_script
 from launch.slurm.commands import run_slurm
 from launch.slurm.partition import (

@@ -21,11 +21,11 @@ from launch.doctor.places import places_of
 from launch.doctor.question import LOCK, Limits, Place, Question
 from launch.doctor.verdict import blamed, verdicts
 from launch.doctor.visit import LocalVisit, SlurmVisit, Visit, collect, own_name
-from launch.executor import JobError
-from launch.launcher_config import LauncherConfig, SlurmConfig
+from launch.jobs.executor import JobError
+from launch.jobs.launcher_config import LauncherConfig, SlurmConfig
+from launch.jobs.snapshot import snapshot
 from launch.slurm import render_script
 from launch.slurm.script import NODES
-from launch.snapshot import snapshot
 from lsb.artifact import write_json
 
 RECORD = "doctor.json"

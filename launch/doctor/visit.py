@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from launch.doctor.finding import Finding
 from launch.doctor.question import Limits, answer_file, echo_file, told_by
-from launch.executor import JobError
-from launch.job import last_line
-from launch.local import free_port
+from launch.jobs.executor import JobError
+from launch.jobs.job import last_line
+from launch.jobs.local import free_port
 from launch.slurm.commands import run_slurm
 from lsb.artifact import StageError, read_json, write_bytes, write_json
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from launch.executor import JobError
+from launch.jobs.executor import JobError
 
 TIMEOUT_SECONDS = 120
 

@@ -12,9 +12,9 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-from launch.executor import ENDED, PENDING, RUNNING, JobError, TaskState
-from launch.job import RANKS, Attempt, Job
-from launch.launcher_config import SlurmConfig
+from launch.jobs.executor import ENDED, PENDING, RUNNING, JobError, TaskState
+from launch.jobs.job import RANKS, Attempt, Job
+from launch.jobs.launcher_config import SlurmConfig
 from launch.slurm.commands import run_slurm
 from launch.slurm.script import render_script
 from lsb.artifact import write_bytes
@@ -38,7 +38,7 @@ LIMIT = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 
 
 class SlurmExecutor:
-    """See `launch.executor.Executor`.
+    """See `launch.jobs.executor.Executor`.
 
     Args:
         config: resources and set-up of jobs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from launch.executor import JobError
+from launch.jobs.executor import JobError
 from launch.slurm.commands import run_slurm
 
 PATIENCE = 20

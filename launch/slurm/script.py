@@ -14,8 +14,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from launch.job import COME_AGAIN, RANKS
-from launch.launcher_config import Resources, SlurmConfig
+from launch.jobs.job import COME_AGAIN, RANKS
+from launch.jobs.launcher_config import Resources, SlurmConfig
 
 NODES = "nodes"
 """Kind of a script that starts one process on every node, each by itself (`launch.doctor`)."""
@@ -44,7 +44,7 @@ def render_script(
         config: resources and set-up.
         name: of the SLURM job.
         stage: whose resources are asked for.
-        kind: `launch.job.RANKS`, `NODES`, or another: an array.
+        kind: `launch.jobs.job.RANKS`, `NODES`, or another: an array.
         folder: of the job; absolute, as are the next two.
         code: snapshot that is run.
         cwd: where the command was given: runs may be relative to it.

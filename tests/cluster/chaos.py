@@ -25,8 +25,8 @@ from rich.table import Table
 from slurm_cluster import Cluster, what_is_missing
 from small_round import ROUND, RUN, SLURM, round_here, stages, summary, with_its_data
 
-from launch.heartbeat import last_beats
-from launch.job import Job, jobs_below
+from launch.jobs.heartbeat import last_beats
+from launch.jobs.job import Job, jobs_below
 from lsb.console import console
 
 ANY = ("cache", "embed", "neighbours", "train")

@@ -9,10 +9,10 @@ from pathlib import Path
 from counting_stage import counting_stage
 from rank_sum import add_ranks
 
-from launch.job import RANKS, SHARDS, Job
-from launch.launcher_config import SlurmConfig
+from launch.jobs.job import RANKS, SHARDS, Job
+from launch.jobs.launcher_config import SlurmConfig
+from launch.jobs.snapshot import snapshot
 from launch.slurm import SlurmExecutor
-from launch.snapshot import snapshot
 from lsb.delegation import StageCall, delegated
 
 

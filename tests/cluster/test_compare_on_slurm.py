@@ -11,7 +11,7 @@ from one_machine import here
 from slurm_cluster import Cluster, until
 from small_round import SMALL
 
-from launch.job import UNITS, jobs_below
+from launch.jobs.job import UNITS, jobs_below
 from lsb.artifact import open_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import LARGEST_ARRAY, TESTS_OF_LAUNCH, Cluster, until
 
-from launch.job import Job
+from launch.jobs.job import Job
 from lsb.artifact import share_of
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from one_machine import OF_CLIPS, here, write_clips
 from slurm_cluster import LARGEST_ARRAY, Cluster, until
 
-from launch.job import TRAININGS, Job
+from launch.jobs.job import TRAININGS, Job
 from lsb.artifact import open_stage, read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -8,7 +8,7 @@ import pytest
 from one_machine import OF_CLIPS, here, write_clips
 from slurm_cluster import Cluster
 
-from launch.job import jobs_below
+from launch.jobs.job import jobs_below
 from lsb.artifact import open_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -26,7 +26,7 @@ from growing_runs import (
 )
 from small_clips import run, start
 
-from launch.expansion import EXPANSION_FILES, expand_stage
+from launch.stages.expansion import EXPANSION_FILES, expand_stage
 from lsb import ids as sample_ids
 from lsb.artifact import Stage, open_stage, read_json
 from lsb.labelled import LABEL

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from counting_stage import counting_stage
 
-from launch.launcher import launched
-from launch.launcher_config import launcher_config
+from launch.jobs.launcher import launched
+from launch.jobs.launcher_config import launcher_config
 
 
 def main(folder: Path, options: list[str]) -> int:

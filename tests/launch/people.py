@@ -11,7 +11,7 @@ import pytest
 from tiny_run import TinyRun, run_python
 
 from launch import annotate
-from launch.settings import Settings
+from launch.stages.settings import Settings
 from lsb.ledger import Ledger
 from vlmae.config import compose_config
 

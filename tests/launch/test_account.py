@@ -13,7 +13,7 @@ import pytest
 from test_criteria import Page
 from tiny_run import TinyRun, run_python
 
-from launch.account import Prices, cumulative_costs
+from launch.rounds.account import Prices, cumulative_costs
 from lsb.artifact import open_stage
 from lsb.ledger import Ledger
 from lsb.store import Store

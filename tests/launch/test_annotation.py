@@ -12,8 +12,8 @@ import pytest
 from people import BUDGET, PeopleRun
 from tiny_run import TinyRun, run_python
 
-from launch.annotators import HandOffConfig, oracle_config
-from launch.settings import Settings
+from launch.stages.annotators import HandOffConfig, oracle_config
+from launch.stages.settings import Settings
 from lsb.annotate.lines import read_lines
 from lsb.annotate.questions import Question
 from lsb.annotate.simulated import SimulatedConfig

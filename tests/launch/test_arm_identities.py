@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launch.expansion import identity_of
-from launch.settings import Settings
+from launch.stages.expansion import identity_of
+from launch.stages.settings import Settings
 from lsb.artifact import fingerprint
 from vlmae.config import compose_config
 

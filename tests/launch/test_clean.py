@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from launch.clean import clean, main, unneeded
-from launch.run_folder import RunFolder, differences, read_run
+from launch.stages.run_folder import RunFolder, differences, read_run
 from lsb.artifact import Part, Stage, open_stage, run_stage
 from lsb.kept import keep, kept
 

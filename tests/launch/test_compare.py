@@ -16,8 +16,8 @@ import pytest
 from tiny_run import run_python
 
 from launch.compare import CompareConfig, listed_choices, units_of
-from launch.settings import Settings
-from launch.units import Unit, unit_settings
+from launch.comparing.units import Unit, unit_settings
+from launch.stages.settings import Settings
 from vlmae.config import compose_config
 
 COMPARED = (

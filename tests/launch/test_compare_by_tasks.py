@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tiny_run import run_python
 
 from launch import compare, retry, status
-from launch.job import UNITS, Job, jobs_below
+from launch.jobs.job import UNITS, Job, jobs_below
 
 SMALL = (
     "experiment=tiny",

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from launch.comparison import Measure, print_comparison, summarise_comparison
+from launch.comparing.table import Measure, print_comparison, summarise_comparison
 from lsb.ids import sample_ids, to_arrow, to_bytes
 from vlmae.metrics import recall_at_precision
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.criteria import (
+from launch.pilot import settle_criteria
+from launch.piloting.criteria import (
     GO,
     MORE_DATA,
     NO,
@@ -21,9 +22,8 @@ from launch.criteria import (
     not_measured,
     verdict,
 )
-from launch.pilot import settle_criteria
-from launch.pilot_evidence import PilotConfig
-from launch.pilot_page import numbers
+from launch.piloting.evidence import PilotConfig
+from launch.piloting.page import numbers
 
 ASKED = PilotConfig(
     tasks=[],

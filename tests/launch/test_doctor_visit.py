@@ -14,7 +14,7 @@ from launch.doctor.page import Diagnosis, as_json, page
 from launch.doctor.question import Limits, Question, answer_file, echo_file
 from launch.doctor.verdict import verdicts
 from launch.doctor.visit import ENDED, RUNS, WAITS, collect
-from launch.executor import JobError
+from launch.jobs.executor import JobError
 from lsb.artifact import write_json
 from lsb.console import console
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.launched_run import is_dry_run, print_scripts, read_flags
+from launch.stages.launched_run import is_dry_run, print_scripts, read_flags
 from vlmae.config import compose_config
 
 

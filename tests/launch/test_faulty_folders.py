@@ -12,7 +12,7 @@ import pytest
 from counting_stage import LETTERS, times_begun
 
 from launch import retry
-from launch.job import Job
+from launch.jobs.job import Job
 
 pytestmark = pytest.mark.slow
 

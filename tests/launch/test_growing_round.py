@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_run import TinyRun, run_python
 
-from launch.settings import Settings
+from launch.stages.settings import Settings
 from lsb.ledger import Ledger
 from vlmae.config import compose_config
 

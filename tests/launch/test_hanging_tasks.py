@@ -17,13 +17,13 @@ import pytest
 from counting_stage import counting_stage, times_begun
 from hanging_rank import wait_for_each_other
 
-from launch.executor import run_job
-from launch.heartbeat import HangWatch
-from launch.job import RANKS, Attempt, Job
-from launch.launcher import launched
-from launch.launcher_config import LocalConfig
-from launch.local import LocalExecutor
-from launch.snapshot import snapshot
+from launch.jobs.executor import run_job
+from launch.jobs.heartbeat import HangWatch
+from launch.jobs.job import RANKS, Attempt, Job
+from launch.jobs.launcher import launched
+from launch.jobs.launcher_config import LocalConfig
+from launch.jobs.local import LocalExecutor
+from launch.jobs.snapshot import snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             self.told = self.told or bool(found)
             return found
 
-    monkeypatch.setattr("launch.executor.HangWatch", HastyWatch)
+    monkeypatch.setattr("launch.jobs.executor.HangWatch", HastyWatch)
     return order
 
 

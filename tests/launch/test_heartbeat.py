@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.executor import ENDED, RUNNING, JobError, TaskState, run_job
-from launch.heartbeat import HangWatch, last_beats, server_time, silence
-from launch.job import RANKS, SHARDS, Attempt, Job
-from launch.launcher_config import launcher_config
+from launch.jobs.executor import ENDED, RUNNING, JobError, TaskState, run_job
+from launch.jobs.heartbeat import HangWatch, last_beats, server_time, silence
+from launch.jobs.job import RANKS, SHARDS, Attempt, Job
+from launch.jobs.launcher_config import launcher_config
 from lsb import progress
 
 

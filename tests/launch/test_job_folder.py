@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from counting_stage import LETTERS, counting_stage
 
-from launch.job import COME_AGAIN, RANKS, SHARDS, Job, last_line
+from launch.jobs.job import COME_AGAIN, RANKS, SHARDS, Job, last_line
 from lsb.artifact import share_of, stage_directory, work_on_stage, write_json
 from lsb.delegation import StageCall, delegated
 

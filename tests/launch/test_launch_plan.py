@@ -9,7 +9,7 @@ import pytest
 from hydra.errors import HydraException
 from tiny_run import run_python
 
-from launch.planning import GIB, Planner
+from launch.jobs.planning import GIB, Planner
 from vlmae.config import as_dict, compose_config
 
 TWO_NODES = (

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launch.launcher_config import LocalConfig, SlurmConfig, launcher_config
-from launch.settings import Settings
+from launch.jobs.launcher_config import LocalConfig, SlurmConfig, launcher_config
+from launch.stages.settings import Settings
 from vlmae.config import as_dict, compose_config
 
 

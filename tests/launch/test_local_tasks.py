@@ -13,7 +13,7 @@ import pytest
 from counting_stage import LETTERS, counting_stage, times_begun
 
 from launch import cancel, retry, status
-from launch.job import Job
+from launch.jobs.job import Job
 
 HERE = Path(__file__).parent
 FOUR = ("tasks=4", "at_once=2")

@@ -15,7 +15,7 @@ import pytest
 from test_round import driver, without_times
 from tiny_run import TinyRun, run_python
 
-from launch.settings import Settings
+from launch.stages.settings import Settings
 from lsb.annotate import ANNOTATIONS
 from lsb.artifact import open_stage
 from lsb.ledger import Ledger
@@ -39,7 +39,7 @@ KILL = """
 # In round 2 gold clips say the opposite of what they said, so that the model is wrong on them.
 BAD = """
     import pyarrow as pa
-    import launch.pseudo as pseudo
+    import launch.labelling.pseudo as pseudo
     label = pseudo.PseudoLabelling.label
     def wrong(self, number, labelled, gold, *others):
         if number == 2:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.job import RANKS, Job
-from launch.rank_logs import MergedTail
+from launch.jobs.job import RANKS, Job
+from launch.jobs.rank_logs import MergedTail
 
 
 def test_new_whole_lines_of_every_rank_are_said_once(tmp_path: Path) -> None:

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from launch.executor import ENDED, PENDING, RUNNING, JobError, JobRun, TaskState, run_job, run_jobs
-from launch.job import RANKS, Attempt, Job
+from launch.jobs.executor import (
+    ENDED,
+    PENDING,
+    RUNNING,
+    JobError,
+    JobRun,
+    TaskState,
+    run_job,
+    run_jobs,
+)
+from launch.jobs.job import RANKS, Attempt, Job
 
 Look = dict[int, TaskState] | None | Callable[[], dict[int, TaskState]]
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import shortlist
-from launch.arms import arm_settings
-from launch.expansion import identity_of
-from launch.settings import Settings
+from launch.rounds.arms import arm_settings
+from launch.stages import shortlist
+from launch.stages.expansion import identity_of
+from launch.stages.settings import Settings
 from lsb.acquisition.config import ACQUISITIONS
 from vlmae.config import compose_config
 from vlmae.embedding import Scoring

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from launch import retry
-from launch.job import SHARDS, Job
-from launch.launch_record import record_launch
-from launch.launcher_config import SlurmConfig
+from launch.jobs.job import SHARDS, Job
+from launch.jobs.launch_record import record_launch
+from launch.jobs.launcher_config import SlurmConfig
 from launch.slurm import SlurmExecutor, render_script
 from launch.slurm.script import array_of
 

@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tiny_run import run_python
 
 from launch import status, sweep
-from launch.job import RANKS, Job, jobs_below
+from launch.jobs.job import RANKS, Job, jobs_below
 from lsb.artifact import open_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep_config import SweepConfig
-from launch.sweep_optuna import Trials
-from launch.sweep_space import Space, read_space
+from launch.sweeping.config import SweepConfig
+from launch.sweeping.optuna import Trials
+from launch.sweeping.space import Space, read_space
 
 pytest.importorskip("optuna", reason="no Optuna here: pip install 'vlmae[sweep]'")
 

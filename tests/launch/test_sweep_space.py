@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch import sweep
-from launch.executor import ENDED, PENDING, RUNNING, TaskState
-from launch.job import TRAININGS, Job
-from launch.sweep_config import SweepConfig
-from launch.sweep_metric import SweepMetric
-from launch.sweep_space import read_space
-from launch.sweep_table import Outcome, SweepRecord, sweep_page
+from launch.jobs.executor import ENDED, PENDING, RUNNING, TaskState
+from launch.jobs.job import TRAININGS, Job
+from launch.sweeping.config import SweepConfig
+from launch.sweeping.metric import SweepMetric
+from launch.sweeping.space import read_space
+from launch.sweeping.table import Outcome, SweepRecord, sweep_page
 from lsb.console import console
 from vlmae.metrics import average_precision, calibration_error
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep_config import SweepConfig
-from launch.sweep_optuna import Trials
-from launch.sweep_space import Space, Swept
+from launch.sweeping.config import SweepConfig
+from launch.sweeping.optuna import Trials
+from launch.sweeping.space import Space, Swept
 
 
 def test_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import task
-from launch.job import TRAININGS, Job
+from launch.jobs.job import TRAININGS, Job
 from vlmae.preemption import Preempted
 
 

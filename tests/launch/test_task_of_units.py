@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from launch import status, task
-from launch.executor import ENDED, RUNNING, JobError, TaskState
-from launch.job import UNITS, Attempt, Job, jobs_below
-from launch.launcher import Launcher
-from launch.launcher_config import LocalConfig
-from launch.unit_result import UNIT_FILE, read_unit
-from launch.unit_tasks import run_units_by_tasks
-from launch.units import Comparison, Unit
+from launch.comparing.unit_tasks import run_units_by_tasks
+from launch.comparing.units import Comparison, Unit
+from launch.jobs.executor import ENDED, RUNNING, JobError, TaskState
+from launch.jobs.job import UNITS, Attempt, Job, jobs_below
+from launch.jobs.launcher import Launcher
+from launch.jobs.launcher_config import LocalConfig
+from launch.jobs.unit_result import UNIT_FILE, read_unit
 from lsb.artifact import write_json
 from lsb.progress import FILE
 from vlmae.preemption import Preempted
@@ -25,7 +25,7 @@ COMPARED = [Unit("labels", arm, 1) for arm in ("random", "entropy", "lsb")]
 
 
 class Comparing:
-    """Stands for `launch.units.Comparison`: what a unit does is told by a file of its name.
+    """Stands for `launch.comparing.units.Comparison`: a file of a unit's name tells what it does.
 
     Args:
         folder: of the comparison.

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from launch.training_job import train_by_ranks
+from launch.jobs.training_job import train_by_ranks
 from vlmae.config import as_dict, compose_config
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from launch.settings import Settings
+from launch.stages.settings import Settings
 from vlmae.config import as_dict, build, command, compose_config, conf_dir
 from vlmae.data.decode import DecodePolicy
 from vlmae.data.prefix_cache import PrefixConfig

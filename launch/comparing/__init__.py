@@ -1,0 +1,1 @@
+"""Comparisons over arms, seeds and fusion variants: their units and their tables."""

@@ -1,0 +1,236 @@
+"""Units of a comparison: one arm under one protocol with one seed, each in one process.
+
+Side by side they are processes of the command, or tasks (`launch.comparing.unit_tasks`).
+
+runs/<name>/run.json                          every stage that the comparison rests on
+runs/<name>/units/<protocol>.<arm>.<seed>/    ledger.sqlite, and unit.json once it is finished
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from launch.jobs.unit_result import UNIT_FILE, read_unit
+from launch.rounds.found import answers_of, found_in_round, scored_pool
+from launch.rounds.growth import GrowthRound, grow
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
+from launch.stages.shared import Shared
+from launch.stages.shortlist import embed_scored
+from lsb.artifact import fingerprint, waiting_for_others, write_json
+from lsb.ids import from_hex
+from lsb.ledger import Ledger
+from lsb.store import Store
+from lsb.waiting import waited_for
+from vlmae.config import compose_config
+
+LOCK = ".unit.lock"
+PROTOCOLS = ("labels", "scoring")
+"""Equal labels; equal labels and an equal scoring budget (docs/methods.md)."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run of a comparison.
+
+    Attributes:
+        protocol: one of `PROTOCOLS`.
+        arm: a preset of conf/arm.
+        seed: of the first labels, of training, and of chance.
+    """
+
+    protocol: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.protocol}.{self.arm}.{self.seed}"
+
+    def overrides(self, scoring_share: float) -> list[str]:
+        """What it changes in the composed config."""
+        share = scoring_share if self.protocol == "scoring" else 1.0
+        return [f"arm={self.arm}", f"seed={self.seed}", f"shortlist.share={share}"]
+
+
+def unit_settings(unit: Unit, overrides: Sequence[str], scoring_share: float) -> Settings:
+    """Settings of one unit.
+
+    Args:
+        unit: of the comparison.
+        overrides: of the command line, without arm and seed.
+        scoring_share: share of the pool that protocol "scoring" scores a round.
+    """
+    return Settings.from_config(
+        compose_config("round", [*overrides, *unit.overrides(scoring_share)])
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all units of a comparison share. Picklable.
+
+    Attributes:
+        folder: of the comparison.
+        identity: of its run.json.
+        overrides: of the command line, without arm and seed.
+        scoring_share: see `unit_settings`.
+        shared: data and tokens.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+    overrides: Sequence[str]
+    scoring_share: float
+    shared: Shared
+
+    @property
+    def units(self) -> Path:
+        """Folder of the units' folders."""
+        return self.folder / "units"
+
+    def place(self, unit: Unit) -> Path:
+        """Folder of a unit."""
+        return self.units / unit.name
+
+    def made_of(self, unit: Unit) -> str:
+        """Hash of what determines a unit's result beside the data."""
+        return _made_of(self._settings(unit))
+
+    def finished(self, unit: Unit, made_of: str) -> dict[str, Any] | None:
+        """The result of a unit that is finished; None for one that is not."""
+        return read_unit(self.place(unit), made_of)
+
+    def run(self, unit: Unit) -> dict[str, Any]:
+        """The result of a unit, read where it is finished; see `result_of`."""
+        settings = self._settings(unit)
+        place, made_of = self.place(unit), _made_of(settings)
+        held = self.finished(unit, made_of)
+        if held is not None:
+            return held
+        place.mkdir(parents=True, exist_ok=True)
+        # A task may come to a unit that another one has not left yet.
+        with waited_for(place / LOCK, f"unit {unit.name}"):
+            held = self.finished(unit, made_of)
+            if held is None:
+                held = self._run(unit, settings, made_of)
+                write_json(place / UNIT_FILE, held)
+        return held
+
+    def _settings(self, unit: Unit) -> Settings:
+        return unit_settings(unit, self.overrides, self.scoring_share)
+
+    def _run(self, unit: Unit, settings: Settings, made_of: str) -> dict[str, Any]:
+        place = self.place(unit)
+        run_folder = RunFolder(self.folder, self.identity)
+        with waiting_for_others():  # arms share the first model of a seed, and more
+            rounds = grow(settings, self.shared, run_folder, _silent, place)
+            found = self._found(settings, place, rounds)
+        told = [{**result_of(one), "found": what} for one, what in zip(rounds, found, strict=True)]
+        return {"made_of": made_of, **asdict(unit), "rounds": told}
+
+    def _found(
+        self, settings: Settings, place: Path, rounds: Sequence[GrowthRound]
+    ) -> list[dict[str, dict[str, int | None]]]:
+        """Round -> task -> what asking found.
+
+        Arms that score nothing are measured alike: their models score what was asked, afterwards.
+        That spends no scoring budget, since nothing is chosen by it.
+        """
+        confidence = settings.expand.broadening.confidence
+        found = []
+        with Ledger.open(place / "ledger.sqlite", create=False) as ledger:
+            for number in range(len(rounds)):
+                answers = answers_of(ledger, number)
+                before = rounds[number - 1] if number else None
+                pool = None
+                if before is not None:
+                    pool = scored_pool(before)
+                    if pool is None:
+                        asked = from_hex(sorted({clip for clip, _ in answers}))
+                        model = before.stages["train"][0]
+                        stage = embed_scored(settings, self.shared, model, "pool", asked)
+                        pool = Store.open(stage.path)
+                found.append(
+                    {
+                        task: found_in_round(answers, before, pool, task, confidence)
+                        for task in settings.tasks
+                    }
+                )
+        return found
+
+
+def _made_of(settings: Settings) -> str:
+    return fingerprint([settings.identity, settings.rounds])
+
+
+def result_of(entry: GrowthRound) -> dict[str, Any]:
+    """What is kept of a round: numbers, and the stage with the predictions of measured clips."""
+    return {
+        "round": entry.round,
+        "labels": entry.labels,
+        "positives": entry.positives,
+        "counts": entry.counts,
+        "threshold": entry.threshold,
+        "evaluated": entry.evaluated,
+        "seconds": entry.seconds,
+    }
+
+
+def run_units(
+    comparison: Comparison, units: Sequence[Unit], processes: int
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """Units with their results, as they finish; each process runs one after the other.
+
+    Args:
+        comparison: what they share.
+        units: in the order in which they start.
+        processes: units at a time; changes no result.
+    """
+    if processes == 1:
+        for unit in units:
+            yield unit, comparison.run(unit)
+        return
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_begin, initargs=(comparison,)
+    ) as pool:
+        waiting = {pool.submit(_run, unit): unit for unit in units}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+
+
+_COMPARISON: list[Comparison] = []  # of a worker process, set once: it holds the data's index
+
+
+def _begin(comparison: Comparison) -> None:
+    _COMPARISON.append(comparison)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose command was killed would go on with its unit, unseen, beside the next try."""
+    command = parent_process()
+    if command is not None:
+        command.join()
+        os._exit(1)
+
+
+def _run(unit: Unit) -> dict[str, Any]:
+    return _COMPARISON[0].run(unit)
+
+
+def _silent(line: str) -> None:
+    """Units run side by side; the command says what is finished."""

@@ -1,0 +1,1 @@
+"""Work that is done elsewhere: jobs, the executors that run them, and what a launch writes down."""

@@ -1,0 +1,223 @@
+"""How a round's clips come by labels: simulated annotators answer at once, people when they can.
+
+A round whose annotators are people is recorded with its candidates alone; the run then stops and
+says what it waits for. `launch.annotate` hands the clips off and takes answers into the ledger, and
+the run goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from launch.labelling.handoff import RoundFolder
+from launch.stages.annotators import HandOffConfig
+from launch.stages.copies import with_carried
+from launch.stages.recorded import record_without_tombstones, recorded_round
+from launch.stages.settings import Settings
+from launch.stages.shared import Shared
+from launch.stages.shortlist import with_provenance
+from lsb import ids as sample_ids
+from lsb.annotate.oracle import Oracle
+from lsb.annotate.simulated import COSTS, Judged, SimulatedAnnotators, SimulatedConfig
+from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.ledger import HOURS, Ledger, Round
+from lsb.selection import CHOSEN
+from vlmae.data.tombstones import without_tombstones
+
+LABELLING = ("oracle", "human")
+"""Sources of the labels that a round trains on."""
+WAITING = 75
+"""Exit code of a run that waits for people: not a failure, come again (EX_TEMPFAIL)."""
+ANNOTATIONS_FILE, COSTS_FILE = "annotations.parquet", "costs.parquet"
+RunStage = Callable[[str, Callable[[], Stage]], Stage]
+
+
+class WaitingForPeople(SystemExit):
+    """A round has clips that nobody has answered yet; ends the process with `WAITING`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(WAITING)
+        self.message = message
+
+
+def record_first_labels(
+    settings: Settings, shared: Shared, ledger: Ledger, first: pa.Table, gold: pa.Table
+) -> None:
+    """Round 0: the first labels and gold labels.
+
+    With people as annotators the first labels are those of the truth table: a round starts from
+    labels that are there.
+
+    Args:
+        settings: of the arm.
+        shared: data and tokens.
+        ledger: of the arm.
+        first: id and key of the clips of split `first`.
+        gold: schema `lsb.annotate.ANNOTATIONS`.
+    """
+    judged = judge(settings, shared, first)
+    record = Round(0, "first", checkpoint_hash="", store_hash="")
+    _record(
+        settings,
+        ledger,
+        record,
+        CHOSEN.empty_table(),
+        pa.concat_tables([judged.annotations, gold]),
+        judged.costs,
+    )
+
+
+def label_round(
+    settings: Settings,
+    shared: Shared,
+    ledger: Ledger,
+    expanded: Stage | None,
+    listed: Stage | None,
+    record: Round,
+    run: RunStage,
+) -> None:
+    """Have a round's candidates labelled and write the round into the ledger.
+
+    Args:
+        settings: of the arm.
+        shared: data and tokens.
+        ledger: of the arm.
+        expanded: the expansion with the candidates; None where the round is recorded and stays,
+            see `launch.stages.recorded`.
+        listed: the shortlist that the candidates were chosen from, which knows what brought them.
+        record: of the round.
+        run: runs a stage and keeps its seconds.
+
+    Raises:
+        WaitingForPeople: people have not answered enough of it yet.
+    """
+    people = isinstance(settings.oracle, HandOffConfig)
+    if expanded is not None:
+        candidates = pq.read_table(expanded.path / "candidates.parquet")
+        if listed is not None:
+            candidates = with_provenance(candidates, listed)
+        candidates = without_tombstones(settings.stages, candidates)
+        if people:
+            record_without_tombstones(settings.stages, ledger, record, candidates, None)
+        else:
+            stage = run("label", partial(_label, settings, shared, expanded, candidates))
+            costs = stage.path / COSTS_FILE
+            _record(
+                settings,
+                ledger,
+                record,
+                candidates,
+                with_carried(settings, ledger, expanded, stage),
+                pq.read_table(costs) if costs.is_file() else COSTS.empty_table(),
+            )
+    if people:
+        _close_or_wait(settings, ledger, record.round)
+
+
+def _close_or_wait(settings: Settings, ledger: Ledger, number: int) -> None:
+    folder = RoundFolder(settings, number)
+    progress = folder.progress(ledger)
+    if folder.closed or progress.is_enough:
+        folder.close(ledger)
+        return
+    overrides = " ".join(["experiment=...", f"arm={settings.arm}"])
+    message = (
+        f"{settings.arm}, round {number} waits for people: {progress.text}. "
+        f"python -m launch.annotate push {overrides} hands the clips off, pull takes answers, "
+        "close goes on with fewer; then run this command again"
+    )
+    print(message, file=sys.stderr)
+    raise WaitingForPeople(message)
+
+
+def _record(
+    settings: Settings,
+    ledger: Ledger,
+    record: Round,
+    candidates: pa.Table,
+    annotations: pa.Table,
+    costs: pa.Table,
+) -> None:
+    # A round that stays as it is recorded keeps its costs, too.
+    stays = recorded_round(settings.stages, ledger, record.round) is not None
+    record_without_tombstones(settings.stages, ledger, record, candidates, annotations)
+    for row in () if stays else costs.to_pylist():
+        number, payee, count = record.round, row["labeller"], row["judgements"]
+        ledger.record_cost(number, payee, row["unit_price"], count, entry="judgements")
+        if row["seconds"]:
+            ledger.record_cost(number, payee, row["seconds"] / 3600 / count, count, entry=HOURS)
+
+
+def _label(settings: Settings, shared: Shared, expanded: Stage, candidates: pa.Table) -> Stage:
+    """The answers of simulated annotators as a stage."""
+    priced = isinstance(settings.oracle, SimulatedConfig)
+    files = (ANNOTATIONS_FILE, COSTS_FILE) if priced else (ANNOTATIONS_FILE,)
+    return run_stage(
+        settings.stages,
+        "label",
+        config={"oracle": _identity(settings), "tasks": list(settings.tasks)},
+        inputs={"candidates": expanded.content, "data": shared.data.content},
+        parts=[Part("annotations", files, partial(_ask, settings, shared, candidates, files))],
+    )
+
+
+def _ask(
+    settings: Settings,
+    shared: Shared,
+    candidates: pa.Table,
+    files: tuple[str, ...],
+    output: Path,
+) -> Counts:
+    judged = judge(settings, shared, candidates)
+    pq.write_table(judged.annotations, output / ANNOTATIONS_FILE)
+    if COSTS_FILE in files:
+        pq.write_table(judged.costs, output / COSTS_FILE)
+    return {"annotations": judged.annotations.num_rows}
+
+
+def judge(settings: Settings, shared: Shared, clips: pa.Table) -> Judged:
+    """Answers of the simulated annotators about clips, and what they cost.
+
+    Args:
+        settings: of the arm; where its annotators are people, the truth answers.
+        shared: its truth table.
+        clips: id and key.
+    """
+    ids, keys = sample_ids.from_arrow(clips["id"]), sample_ids.texts(clips["key"])
+    people = isinstance(settings.oracle, HandOffConfig)
+    annotator = Oracle(shared.truth) if people else simulated(settings, shared)
+    if isinstance(annotator, SimulatedAnnotators):
+        return annotator.judge(ids, keys, settings.tasks)
+    return Judged(annotator.annotate(ids, keys, settings.tasks), COSTS.empty_table())
+
+
+def simulated(settings: Settings, shared: Shared) -> Oracle | SimulatedAnnotators:
+    """Annotators that answer at once, from the truth.
+
+    Raises:
+        ValueError: the arm's annotators are people.
+    """
+    if isinstance(settings.oracle, HandOffConfig):
+        raise ValueError(
+            f"oracle.kind is {settings.oracle.kind!r}: people cannot answer while a training runs; "
+            "use oracle=exact or noisy, growing.labels=ledger, or growing=none"
+        )
+    if isinstance(settings.oracle, SimulatedConfig):
+        return SimulatedAnnotators(shared.truth, settings.oracle)
+    return Oracle(shared.truth, **settings.oracle)
+
+
+def _identity(settings: Settings) -> Mapping[str, Any]:
+    """The annotator as a stage's config names it."""
+    assert not isinstance(settings.oracle, HandOffConfig), "people make no stage"
+    if isinstance(settings.oracle, SimulatedConfig):
+        return asdict(settings.oracle)
+    return dict(settings.oracle)

@@ -1,0 +1,1 @@
+"""The pilot: criteria, evidence, and the go/no-go page."""

@@ -1,0 +1,177 @@
+"""What is asked of a pilot, and how its run answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from launch.piloting.criteria import Criterion, above, at_least, at_most, not_measured
+from launch.rounds.account import RANDOM, recalls
+from launch.rounds.arms import Arms
+from lsb.artifact import read_json
+from lsb.ledger import AnnotatorQuality
+from vlmae.metrics import percentage, percentile_interval
+
+Ends = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PilotConfig:
+    """The group `pilot`: steps, and what is asked of the pilot; None asks nothing.
+
+    Attributes:
+        tasks: whose recall is averaged and whose positives are counted; none named: all.
+        steps: name -> its last round, ascending.
+        lookalike_precision: wanted lower bound of lookalike precision at LT.
+        label_noise: largest upper bound of the share of wrong answers on gold clips.
+        gain: recall at the target precision over random sampling, mean over tasks; the lower end of
+            its interval must be above.
+        cost_per_positive: largest upper bound, in the units of the prices.
+        gold_items: gold clips that annotators answer too.
+        price: of an answer where the ledger has no costs; None leaves costs unmeasured there.
+        seconds: of work for an answer, likewise.
+    """
+
+    tasks: list[str]
+    steps: dict[str, int]
+    lookalike_precision: float | None
+    label_noise: float | None
+    gain: float | None
+    cost_per_positive: float | None
+    gold_items: int
+    price: float | None
+    seconds: float
+
+    def __post_init__(self) -> None:
+        ends = list(self.steps.values())
+        if not ends or min(ends) < 0 or ends != sorted(set(ends)):
+            raise ValueError(
+                f"pilot.steps is {self.steps}: give the last round of each step, ascending from 0"
+            )
+        for name in ("lookalike_precision", "label_noise"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"pilot.{name} is {value}: give a share in (0, 1), or null")
+        for name in ("cost_per_positive", "price", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"pilot.{name} is {value}: give 0 or more")
+        if self.gold_items < 1:
+            raise ValueError(f"pilot.gold_items is {self.gold_items}: give 1 or more")
+        asked = (self.lookalike_precision, self.label_noise, self.gain, self.cost_per_positive)
+        if all(limit is None for limit in asked):
+            raise ValueError(
+                "pilot asks nothing: set one of pilot.lookalike_precision, label_noise, gain and "
+                "cost_per_positive"
+            )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A finished run, as criteria see it.
+
+    Attributes:
+        config: what is asked.
+        arms: the run.
+        account: of it, see `launch.rounds.account.account`.
+        quality: of the annotators, on gold clips.
+    """
+
+    config: PilotConfig
+    arms: Arms
+    account: Mapping[str, Any]
+    quality: Sequence[AnnotatorQuality]
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Tasks whose recall and positives count."""
+        return self.config.tasks or self.arms.settings.tasks
+
+    def criteria(self, last: int) -> list[Criterion]:
+        """All that were asked, answered from what was known after round `last`."""
+        limits = (
+            (self.config.lookalike_precision, self._lookalikes),
+            (self.config.label_noise, self._noise),
+            (self.config.gain, self._gain),
+            (self.config.cost_per_positive, self._cost),
+        )
+        return [answer(limit, last) for limit, answer in limits if limit is not None]
+
+    def _lookalikes(self, limit: float, last: int) -> Criterion:
+        name = "lookalike precision"
+        wanted = f"lower bound >= {percentage(limit)} %"
+        rounds = self.arms.rounds[self.arms.settings.arm]
+        told = [entry for entry in rounds[: last + 1] if entry.threshold is not None]
+        if not told or told[-1].threshold is None:
+            return not_measured(name, wanted, "no round has set LT yet, or the arm has none")
+        entry, threshold = told[-1], told[-1].threshold
+        if threshold["mode"] == "calibrated":
+            pairs = f"{threshold['pairs']} labelled pairs of {threshold['seeds']} seeds"
+            evidence = f"round {entry.round}: LT {threshold['value']:.3f}, {pairs}"
+            bound = threshold["precision"]
+            return at_least(name, wanted, limit, (None, bound, None), evidence)
+        if threshold["mode"] == "fallback":
+            made = rounds[entry.round - 1].stages["expand"][0]
+            why = read_json(made.path / "threshold.json")["refusal"]
+            evidence = f"round {entry.round}: LT could not be set: {why}"
+            return at_least(name, wanted, limit, (None, None, None), evidence)
+        return not_measured(name, wanted, f"LT was given ({threshold['value']:g}), not measured")
+
+    def _noise(self, limit: float, last: int) -> Criterion:
+        name, wanted = "label noise", f"upper bound <= {percentage(limit)} %"
+        gold = sum(one.gold for one in self.quality)
+        if not gold:
+            return not_measured(name, wanted, "no annotator has answered a gold clip")
+        wrong = gold - sum(one.correct for one in self.quality)
+        people = len({one.labeller for one in self.quality})
+        evidence = f"{wrong} of {gold} answers on gold clips are wrong, {people} annotator(s)"
+        return at_most(name, wanted, limit, _share(wrong, gold), evidence)
+
+    def _gain(self, limit: float, last: int) -> Criterion:
+        settings = self.arms.settings
+        percent = f"{100 * settings.evaluate.target_precision:.0f}"
+        name = f"gain in R@P{percent} over random"
+        wanted = f"interval > {percentage(limit)} %"
+        if RANDOM not in self.arms.rounds or settings.arm == RANDOM:
+            return not_measured(
+                name, wanted, "the arm random was not run beside: set arms=[random]"
+            )
+        if not last:
+            return not_measured(name, wanted, "both arms start from the same labels")
+        arm, random = (self.arms.rounds[one][last] for one in (settings.arm, RANDOM))
+        drawn = [
+            recalls(self.arms, arm, task) - recalls(self.arms, random, task) for task in self.tasks
+        ]
+        gain = percentile_interval(np.mean(drawn, axis=0))
+        if np.isnan(gain.value):
+            return not_measured(name, wanted, "a task has no positive test clip")
+        tasks = ", ".join(self.tasks)
+        evidence = f"{arm.labels} labels against {random.labels}, mean over {tasks}, test clips"
+        return above(name, wanted, limit, (gain.value, gain.low, gain.high), evidence)
+
+    def _cost(self, limit: float, last: int) -> Criterion:
+        name, wanted = "cost per positive", f"upper bound <= {limit:g}"
+        rounds = self.account["rounds"][: last + 1]
+        cost = rounds[-1]["cost"]
+        if cost is None:
+            return not_measured(name, wanted, "no costs are recorded, and pilot.price is not given")
+        found = sum(entry["found"][task]["positives"] for entry in rounds for task in self.tasks)
+        answers = sum(entry["found"][task]["answers"] for entry in rounds for task in self.tasks)
+        spent = cost["all_money"]
+        how = "assumed price" if self.account["assumed"] else "recorded costs"
+        evidence = f"{spent:.2f} ({how}) for {found} positives in {', '.join(self.tasks)}"
+        if not found:
+            return at_most(name, wanted, limit, (None, None, None), evidence)
+        _, low, high = _share(found, answers)
+        ends = (spent / found, spent / (high * answers), spent / (low * answers))
+        return at_most(name, wanted, limit, ends, f"{evidence}, {answers} answers")
+
+
+def _share(hits: int, count: int) -> Ends:
+    """A share and Wilson's 95 % interval."""
+    interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return hits / count, float(interval.low), float(interval.high)

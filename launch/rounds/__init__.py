@@ -1,0 +1,1 @@
+"""Arms from first labels to last, and the account of what they brought."""

@@ -1,0 +1,292 @@
+"""One arm from first labels to last: train, evaluate, embed, expand, label, and again.
+
+Every step is a stage (`lsb.artifact`) named by the hash of its inputs, so arms share what is equal
+(the data, the tokens, the first model), and a killed run goes on where it stopped. Labels go into
+the arm's ledger, one transaction a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from launch.labelling.annotation import LABELLING, label_round, record_first_labels
+from launch.labelling.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
+from launch.rounds.growing import growing_in
+from launch.stages.clips import first_clips, gold_clips
+from launch.stages.copies import excluded_clips, media_of
+from launch.stages.expansion import expand_stage, read_threshold
+from launch.stages.recorded import expansion_of, recorded_round
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
+from launch.stages.shared import Say, Shared, evaluate_stage, train_stage
+from launch.stages.shortlist import choice
+from lsb.annotate import annotation_table
+from lsb.artifact import Stage
+from lsb.labelled import LABEL
+from lsb.ledger import Ledger, Round
+from lsb.search.faiss_config import FaissConfig
+from lsb.search.faiss_index import build_index, train_index
+from lsb.shortlist.config import UNSCORED
+from lsb.store import Store
+from vlmae.checkpoint import CHECKPOINT, load_checkpoint
+from vlmae.data.tombstones import without_tombstones
+from vlmae.evaluation import read_metrics
+
+FIRST_ROUND = 0
+
+
+@dataclass(frozen=True)
+class GrowthRound:
+    """One round of one arm, after its training.
+
+    Attributes:
+        round: 0 for the first labels.
+        labels: labelled clips trained on.
+        positives: task -> positive labels among them.
+        metrics: task -> see `vlmae.evaluation.read_metrics`.
+        counts: of the expansion that brought this round's labels; empty for round 0.
+        threshold: LT of that expansion, or None.
+        seconds: stage -> seconds it cost when it was made.
+        evaluated: directory name of the stage with the predictions of the measured clips.
+        pseudo: what the model labelled itself, see `PseudoLabelling.label`; None where it may not.
+        stages: name -> stages that this round's model was made and used by.
+    """
+
+    round: int
+    labels: int
+    positives: dict[str, int]
+    metrics: dict[str, dict[str, Any]]
+    counts: dict[str, int]
+    threshold: dict[str, Any] | None
+    seconds: dict[str, float]
+    evaluated: str
+    pseudo: dict[str, Any] | None = None
+    stages: dict[str, list[Stage]] = field(default_factory=dict)
+
+
+def grow(
+    settings: Settings, shared: Shared, folder: RunFolder, say: Say, place: Path | None = None
+) -> list[GrowthRound]:
+    """Run or resume all rounds of `settings.arm`.
+
+    Args:
+        settings: of this arm.
+        shared: data and tokens.
+        folder: of the run.
+        say: called with what begins.
+        place: folder of the ledger; None for the arm's in the run's folder.
+    """
+    path = (place or folder.path / settings.arm) / "ledger.sqlite"
+    rounds: list[GrowthRound] = []
+    with Ledger.open(path) as ledger:
+        _record_first_labels(settings, shared, ledger)
+        gold = _gold(settings, ledger)
+        pseudo = PseudoLabelling(settings, shared, ledger)
+        brought: _Brought | None = None
+        for number in range(settings.rounds + 1):
+            clock = _Clock(folder, say, f"{settings.arm}, round {number}")
+            if brought is not None:
+                record = brought.record(settings.arm, number)
+                label_round(
+                    settings, shared, ledger, brought.stage, brought.shortlist, record, clock.run
+                )
+            ledger.adjudicate(settings.merge)
+            labelled = _labelled(settings, ledger, number)
+            model = brought.model if brought else None
+            own = pseudo.label(number, labelled, gold, model, clock.run, say)
+            used = with_pseudo_labels(settings, ledger, labelled, number)
+            growing = growing_in(settings, shared, path)
+            train = partial(train_stage, settings, shared, used, gold, growing)
+            trained = clock.run("train", train)
+            if growing is not None:
+                labelled = _labelled(settings, ledger, settings.last_round)
+            measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
+            rounds.append(
+                GrowthRound(
+                    number,
+                    labelled.num_rows,
+                    _positives(labelled, settings.tasks),
+                    read_metrics(measured),
+                    brought.counts if brought else {},
+                    brought.threshold if brought else None,
+                    clock.seconds,
+                    measured.path.name,
+                    own,
+                    clock.stages,
+                )
+            )
+            if number < settings.rounds:
+                asking = settings.in_round(number + 1)
+                brought = _recorded(asking, ledger, number + 1)
+                if brought is None:
+                    brought = _expand(asking, shared, ledger, trained, number + 1, clock)
+    return rounds
+
+
+def final_labels(settings: Settings, folder: RunFolder) -> tuple[pa.Table, pa.Table]:
+    """The training set of the last round and the gold labels, from the arm's ledger."""
+    with Ledger.open(folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
+        labelled = _labelled(settings, ledger, settings.last_round)
+        labelled = with_pseudo_labels(settings, ledger, labelled, settings.last_round)
+        return labelled, _gold(settings, ledger)
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """What an expansion brought to the round after it.
+
+    Its stage and its model are None where the round is in the ledger already, see
+    `launch.stages.recorded`.
+    """
+
+    stage: Stage | None
+    checkpoint: str
+    store: str
+    threshold: dict[str, Any] | None
+    counts: dict[str, int]
+    shortlist: Stage | None = None
+    model: PseudoModel | None = None
+
+    def record(self, arm: str, number: int) -> Round:
+        """Of the round, for the ledger."""
+        threshold = self.threshold or {}
+        return Round(
+            number,
+            arm,
+            self.checkpoint,
+            self.store,
+            threshold.get("value"),
+            threshold.get("precision"),
+            threshold.get("pairs"),
+        )
+
+
+class _Clock:
+    """Runs stages of one round, keeps their seconds and says what begins."""
+
+    def __init__(self, folder: RunFolder, say: Say, title: str) -> None:
+        self.folder, self.say, self.title = folder, say, title
+        self.seconds: dict[str, float] = {}
+        self.stages: dict[str, list[Stage]] = {}
+
+    def run(self, name: str, make: Callable[[], Stage]) -> Stage:
+        self.say(f"{self.title}: {name}")
+        stage = self.folder.use(make())
+        self.seconds[name] = self.seconds.get(name, 0.0) + stage.seconds
+        self.stages.setdefault(name, []).append(stage)
+        return stage
+
+
+def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> None:
+    """Round 0: the first labels by the annotator, and gold labels that no training sees."""
+    first, gold = first_clips(settings, shared.truth), gold_clips(settings, shared.truth)
+    keys = gold["key"].to_pylist()
+    known = [
+        (clip, key, task, label)
+        for task in sorted(settings.tasks)
+        for clip, key, label in zip(
+            gold["id"].to_pylist(), keys, gold[LABEL + task].to_pylist(), strict=True
+        )
+    ]
+    if not known:
+        raise ValueError("no gold clip can be decoded: give data.gold at least a few clips")
+    columns = [list(column) for column in zip(*known, strict=True)]
+    trusted = annotation_table(
+        columns[0], columns[1], columns[2], columns[3], source="gold", labeller="gold"
+    )
+    record_first_labels(settings, shared, ledger, first, trusted)
+
+
+def _labelled(settings: Settings, ledger: Ledger, number: int) -> pa.Table:
+    return without_tombstones(settings.stages, ledger.training_set(number, LABELLING))
+
+
+def _gold(settings: Settings, ledger: Ledger) -> pa.Table:
+    return without_tombstones(settings.stages, ledger.training_set(FIRST_ROUND, ["gold"]))
+
+
+def _recorded(settings: Settings, ledger: Ledger, number: int) -> _Brought | None:
+    held = recorded_round(settings.stages, ledger, number)
+    if held is None:
+        return None
+    stage = expansion_of(settings.stages, held, settings.expand)
+    threshold, counts = (read_threshold(stage), _counts(settings, stage)) if stage else (None, {})
+    return _Brought(None, held.checkpoint_hash, held.store_hash, threshold, counts)
+
+
+def _expand(
+    settings: Settings,
+    shared: Shared,
+    ledger: Ledger,
+    trained: Stage,
+    number: int,
+    clock: _Clock,
+) -> _Brought:
+    checkpoint = load_checkpoint(trained.path / CHECKPOINT, shared.source.identities)
+    exclude = excluded_clips(settings, shared, ledger.asked_ids(number - 1))
+    gold_labels = _gold(settings, ledger)
+    found = choice(
+        settings,
+        shared,
+        trained,
+        thresholds=checkpoint.thresholds,
+        labelled=_labelled(settings, ledger, number - 1),
+        gold=gold_labels,
+        exclude=exclude,
+        number=number,
+        run=clock.run,
+    )
+    stage = clock.run(
+        "expand",
+        partial(
+            expand_stage,
+            settings.stages,
+            found.pool,
+            found.gold,
+            gold_labels=gold_labels,
+            thresholds=found.thresholds,
+            config=found.expand,
+            round=number,
+            exclude=exclude,
+            index=_index(settings, found.pool, clock),
+            media=media_of(settings, shared, clock.run),
+        ),
+    )
+    threshold = read_threshold(stage)  # of this store: LT in pooled space is another
+    value = threshold["value"] if threshold else None
+    model = PseudoModel(trained, checkpoint.sha256, found.pool, found.gold, value)
+    return _Brought(
+        stage,
+        checkpoint.sha256,
+        found.pool.content,
+        read_threshold(found.broadened or stage),
+        _counts(settings, stage),
+        found.shortlist,
+        model if found.thresholds else None,
+    )
+
+
+def _counts(settings: Settings, expanded: Stage) -> dict[str, int]:
+    """Those of an expansion, and how many clips of the pool were scored for it."""
+    unscored = settings.shortlist.method == UNSCORED
+    return {**expanded.counts, "scored": 0 if unscored else expanded.counts["pool"]}
+
+
+def _index(settings: Settings, pool: Stage, clock: _Clock) -> Stage | None:
+    """The index of the pool, where a search is to be approximate."""
+    search = settings.expand.search
+    if not isinstance(search, FaissConfig) or not settings.expand.broadening.total:
+        return None
+    store = Store.open(pool.path, verify=False)
+    clock.run("index", partial(train_index, settings.stages, store, search))
+    return clock.run("index", partial(build_index, settings.stages, store, search))
+
+
+def _positives(labelled: pa.Table, tasks: tuple[str, ...]) -> dict[str, int]:
+    return {task: int((labelled[LABEL + task].to_numpy() == 1).sum()) for task in tasks}

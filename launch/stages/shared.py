@@ -1,0 +1,114 @@
+"""What all arms of a run share: data, frozen tokens, whitening, and how a model is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from launch.jobs.launcher import launched_training
+from launch.stages.clips import measured_clips
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
+from lsb.artifact import Stage
+from lsb.labelled import LABEL
+from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
+from vlmae.data.prepare import prepare, read_truth
+from vlmae.data.token_source import CachedTokens, in_source
+from vlmae.data.whitening import whiten
+from vlmae.evaluation import evaluate
+from vlmae.growing.config import Growing
+from vlmae.towers import build_towers
+from vlmae.training import Training
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all arms read.
+
+    Attributes:
+        data: the prepared data set.
+        source: frozen tokens of all its clips, from their cache.
+        whitened: whitening of the tokens, fitted on unlabelled clips.
+        truth: id, key, split and `label_<task>` of every clip that can be decoded.
+        seconds: what these stages cost.
+    """
+
+    data: Stage
+    source: CachedTokens
+    whitened: Stage
+    truth: pa.Table
+    seconds: dict[str, float]
+
+
+def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
+    """Prepare the data and compute the frozen tokens, or reuse both."""
+    say("prepare")
+    data = folder.use(prepare(settings.stages, settings.prepare))
+    say("cache")
+    towers = build_towers(settings.vl, settings.audio)
+    if towers.uncacheable:
+        raise ValueError(
+            f"a round trains from caches, and this cannot be cached: {towers.uncacheable}; "
+            "vlmae.train trains live"
+        )
+    prefix = Prefix(data, settings.vl, settings.audio, settings.decode, settings.prefix)
+    made = cache_prefix(settings.stages, prefix)
+    assert made is not None, "one share of one is the whole cache"
+    tokens = folder.use(made)
+    source = CachedTokens(PrefixCache(tokens))
+    components = int(settings.model["components"])
+    whitened = folder.use(
+        whiten(settings.stages, source, components=components, **settings.whitening)
+    )
+    truth = read_truth(data)
+    labels = {task: truth[task] for task in settings.tasks}
+    truth = truth.select(["id", "key", "split"])
+    for task, column in labels.items():
+        truth = truth.append_column(LABEL + task, column)
+    truth = in_source(truth, source)  # nobody can label what cannot be decoded
+    seconds = {"prepare": data.seconds, "cache": tokens.seconds, "whiten": whitened.seconds}
+    return Shared(data, source, whitened, truth, seconds)
+
+
+def train_stage(
+    settings: Settings,
+    shared: Shared,
+    labelled: pa.Table,
+    gold: pa.Table,
+    growing: Growing | None = None,
+) -> Stage:
+    """Train on labels; gold labels choose the operating thresholds only."""
+    return launched_training(
+        settings.stages,
+        Training(
+            source=shared.source,
+            whitened=shared.whitened,
+            labelled=labelled,
+            validation=gold,
+            model=settings.model,
+            objective=settings.objective,
+            optimizer=settings.optimizer,
+            config=settings.train,
+            loader=settings.loader,
+            strategy=settings.strategy,
+            logs=settings.runs / "logs",
+            logger=settings.logger,
+            skip_limit=settings.prefix.skip_limit,
+            growing=growing,
+        ),
+    )
+
+
+def evaluate_stage(settings: Settings, shared: Shared, trained: Stage) -> Stage:
+    """Measure a checkpoint on the clips that `clips.measured` names."""
+    return evaluate(
+        settings.stages,
+        shared.source,
+        trained,
+        test=measured_clips(settings, shared.truth),
+        config=settings.evaluate,
+    )

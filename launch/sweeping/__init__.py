@@ -1,0 +1,1 @@
+"""Sweeps: what they go over, their points, and what became of them."""
