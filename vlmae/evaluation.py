@@ -21,7 +21,7 @@ from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.token_source import TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
 from vlmae.devices import check_accelerator, device_of
-from vlmae.metrics import bootstrap, calibration_error, operating_point
+from vlmae.metrics import bootstrap_metrics, calibration_error, operating_point
 from vlmae.prediction import predict_clips, prediction_columns
 
 REVISION = 2
@@ -166,12 +166,14 @@ def _task_metrics(
         "resamples": config.resamples,
         "seed": config.seed,
     }
+    both = ("recall_at_precision", "average_precision")
+    found = bootstrap_metrics(both, scores, truth, **options)
     point = operating_point(scores, truth, threshold)
     return {
         "clips": int(present.sum()),
         "positives": int(truth.sum()),
-        "recall_at_p80": bootstrap("recall_at_precision", scores, truth, **options).as_dict(),
-        "average_precision": bootstrap("average_precision", scores, truth, **options).as_dict(),
+        "recall_at_p80": found["recall_at_precision"].as_dict(),
+        "average_precision": found["average_precision"].as_dict(),
         "at_threshold": {name: _or_null(value) for name, value in asdict(point).items()},
     }
 

@@ -6,7 +6,7 @@ is at least 80 %, 0 if there is none. Equal scores share a threshold: a cut cann
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,15 +66,12 @@ def recall_at_precision(scores: FloatArray, labels: BoolArray, target: float) ->
     Returns:
         NaN if there is no positive.
     """
-    _check(scores, labels)
-    weights = np.ones((1, len(scores)))
-    return float(_recall_at_precision(scores, labels, weights, target)[0])
+    return _of_sample("recall_at_precision", scores, labels, target)
 
 
 def average_precision(scores: FloatArray, labels: BoolArray) -> float:
     """Sum over thresholds of precision times the gain in recall; NaN if there is no positive."""
-    _check(scores, labels)
-    return float(_average_precision(scores, labels, np.ones((1, len(scores))))[0])
+    return _of_sample("average_precision", scores, labels)
 
 
 def bootstrap(
@@ -102,6 +99,22 @@ def bootstrap(
     return bootstrap_seeds(
         metric, scores[None], labels, target=target, resamples=resamples, seed=seed, level=level
     )
+
+
+def bootstrap_metrics(
+    metrics: Sequence[str],
+    scores: FloatArray,
+    labels: BoolArray,
+    *,
+    target: float,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Metric -> what `bootstrap` gives for it; clips are drawn, and sorted, once for all."""
+    _check(scores, labels)
+    means = _means(metrics, scores[None], labels, target=target, resamples=resamples, seed=seed)
+    return {metric: percentile_interval(values, level) for metric, values in means.items()}
 
 
 def bootstrap_seeds(
@@ -145,15 +158,33 @@ def seed_means(
     The draws depend on `seed` and the numbers of clips and seeds alone, so that two models on the
     same clips are resampled alike and may be subtracted. See `bootstrap_seeds`.
     """
+    means = _means([metric], scores_SN, labels, target=target, resamples=resamples, seed=seed)
+    return means[metric]
+
+
+def _means(
+    metrics: Sequence[str],
+    scores_SN: FloatArray,
+    labels: BoolArray,
+    *,
+    target: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, FloatArray]:
+    """Metric -> `seed_means`."""
     count, generator = scores_SN.shape[1], np.random.default_rng(seed)
     weights = np.ones((resamples + 1, count))
     if count:
         weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
-    values = np.stack([_weighted(metric, row, labels, weights, target) for row in scores_SN])
+    by_seed = [_weighted(metrics, row, labels, weights, target) for row in scores_SN]
     seeds = len(scores_SN)
     drawn = generator.integers(seeds, size=(resamples, seeds))
-    means = values[drawn, np.arange(1, resamples + 1)[:, None]].mean(axis=1)
-    return np.append(values[:, 0].mean(), means)
+    found = {}
+    for metric in metrics:
+        values = np.stack([one[metric] for one in by_seed])
+        means = values[drawn, np.arange(1, resamples + 1)[:, None]].mean(axis=1)
+        found[metric] = np.append(values[:, 0].mean(), means)
+    return found
 
 
 def percentile_interval(means: FloatArray, level: float = 0.95) -> Interval:
@@ -221,16 +252,29 @@ def calibration_error(scores: FloatArray, labels: BoolArray) -> float:
     return float(binary_calibration_error(values, truth, n_bins=BINS, norm="l1"))
 
 
+def _of_sample(metric: str, scores: FloatArray, labels: BoolArray, target: float = 1.0) -> float:
+    weights = np.ones((1, len(scores)))
+    return float(_weighted([metric], scores, labels, weights, target)[metric][0])
+
+
 def _weighted(
-    metric: str, scores: FloatArray, labels: BoolArray, weights_RN: FloatArray, target: float
-) -> FloatArray:
-    """(R,) a metric under each row of clip weights."""
+    metrics: Sequence[str],
+    scores: FloatArray,
+    labels: BoolArray,
+    weights_RN: FloatArray,
+    target: float,
+) -> dict[str, FloatArray]:
+    """Metric -> (R,) its value under each row of clip weights; NaN without clips or positives."""
     _check(scores, labels)
-    if metric == "recall_at_precision":
-        return _recall_at_precision(scores, labels, weights_RN, target)
-    if metric == "average_precision":
-        return _average_precision(scores, labels, weights_RN)
-    raise ValueError(f"metric must be 'recall_at_precision' or 'average_precision', got {metric!r}")
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ValueError(f"metric must be {' or '.join(map(repr, METRICS))}, got {metric!r}")
+    if not 0 < target <= 1:
+        raise ValueError(f"the target precision must be in (0, 1], got {target}")
+    if scores.size == 0:
+        return {metric: np.full(len(weights_RN), np.nan) for metric in metrics}
+    _, precision, recall = _curve(scores, labels, weights_RN)
+    return {metric: METRICS[metric](precision, recall, target) for metric in metrics}
 
 
 def _check(scores: FloatArray, labels: BoolArray) -> None:
@@ -257,21 +301,18 @@ def _curve(
 
 
 def _recall_at_precision(
-    scores: FloatArray, labels: BoolArray, weights_RN: FloatArray, target: float
+    precision_RT: FloatArray, recall_RT: FloatArray, target: float
 ) -> FloatArray:
-    if not 0 < target <= 1:
-        raise ValueError(f"the target precision must be in (0, 1], got {target}")
-    if scores.size == 0:
-        return np.full(len(weights_RN), np.nan)
-    _, precision, recall = _curve(scores, labels, weights_RN)
-    best: FloatArray = np.where(precision >= target, recall, 0.0).max(axis=1)
-    return np.where(np.isnan(recall[:, -1]), np.nan, best)
+    best: FloatArray = np.where(precision_RT >= target, recall_RT, 0.0).max(axis=1)
+    return np.where(np.isnan(recall_RT[:, -1]), np.nan, best)
 
 
-def _average_precision(scores: FloatArray, labels: BoolArray, weights_RN: FloatArray) -> FloatArray:
-    if scores.size == 0:
-        return np.full(len(weights_RN), np.nan)
-    _, precision, recall = _curve(scores, labels, weights_RN)
-    gains = np.diff(recall, axis=1, prepend=0.0)
-    total: FloatArray = (precision * gains).sum(axis=1)
+def _average_precision(
+    precision_RT: FloatArray, recall_RT: FloatArray, target: float
+) -> FloatArray:
+    gains = np.diff(recall_RT, axis=1, prepend=0.0)
+    total: FloatArray = (precision_RT * gains).sum(axis=1)
     return total
+
+
+METRICS = {"recall_at_precision": _recall_at_precision, "average_precision": _average_precision}

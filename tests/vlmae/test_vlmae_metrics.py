@@ -14,6 +14,7 @@ from vlmae.metrics import (
     Interval,
     average_precision,
     bootstrap,
+    bootstrap_metrics,
     choose_threshold,
     operating_point,
     recall_at_precision,
@@ -111,6 +112,15 @@ def test_bootstrap_equals_metrics_of_clips_actually_drawn(
         assert interval.value == pytest.approx(naive(scores, labels))
         assert interval.low == pytest.approx(np.quantile(values, (1 - level) / 2))
         assert interval.high == pytest.approx(np.quantile(values, (1 + level) / 2))
+
+
+def test_several_metrics_of_the_same_draws_are_those_of_each_alone() -> None:
+    scores, labels = random_case(0, ties=True)
+    options = {"target": 0.8, "resamples": 60, "seed": 5, "level": 0.9}
+    metrics = ["recall_at_precision", "average_precision"]
+    assert bootstrap_metrics(metrics, scores, labels, **options) == {
+        metric: bootstrap(metric, scores, labels, **options) for metric in metrics
+    }
 
 
 def test_draws_without_a_positive_are_left_out() -> None:
