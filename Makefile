@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos check format lock bench bench-data bench-search bench-search-full bench-search-scale bench-tuning label-studio clean
+.PHONY: help setup demo demo-on-slurm test chaos check format lock bench bench-data bench-search bench-search-full bench-search-scale bench-tuning label-studio clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ test: $(READY)  ## the whole test suite
 
 chaos: $(READY)  ## rounds on a real SLURM to which 20 things happen (docs/slurm.md); needs root
 	@$(BIN)/python tests/cluster/chaos.py $(CHAOS_ARGS)
+
+demo-on-slurm: $(READY)  ## that round on a real SLURM, compared with this machine's; needs root
+	@$(BIN)/python tests/cluster/demo_round.py
 
 check: $(READY)  ## lint, formatting and types
 	@$(BIN)/ruff check .

@@ -61,9 +61,9 @@ def stages(folder: Path, *left_out: str) -> dict[str, str]:
     return found
 
 
-def summary(folder: Path) -> Any:
+def summary(folder: Path, run: Path = RUN) -> Any:
     """The summary of a round, without what depends on the clock."""
-    return _without_times(json.loads((folder / RUN / "summary.json").read_text()))
+    return _without_times(json.loads((folder / run / "summary.json").read_text()))
 
 
 def _without_times(value: Any) -> Any:
