@@ -28,7 +28,11 @@ from vlmae.config import as_dict, compose_config, conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("docs/slurm.md", "docs/topology.md")
-ROOT_FILES = {"launch.train": "launch_train", "launch.sweep": "launch_sweep"}
+ROOT_FILES = {
+    "launch.cache": "launch_cache",
+    "launch.train": "launch_train",
+    "launch.sweep": "launch_sweep",
+}
 """Modules whose file in conf/ has not their own name."""
 BLOCK = re.compile(r"(?:^ {4}[^\n]*\n)+|^```.*?^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]*python -m [^`]*)`")
@@ -95,7 +99,7 @@ def test_commands_of_a_page_compose(
         checked.add(module)
     assert {
         "launch.plan",
-        *(["launch.train", "launch.round"] if "slurm" in name else []),
+        *(["launch.cache", "launch.train", "launch.round"] if "slurm" in name else []),
     } <= checked
     assert f"#SBATCH --job-name={TRAIN}-<hash>" in capsys.readouterr().out
 

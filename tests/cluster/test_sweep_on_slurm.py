@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from one_machine import OF_CLIPS, here, write_clips
+from one_machine import here
 from slurm_cluster import LARGEST_ARRAY, Cluster, until
+from small_clips import OF_CLIPS, write_clips
 
 from launch.jobs.job import TRAININGS, Job
 from lsb.artifact import open_stage, read_json

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from one_machine import OF_CLIPS, here, write_clips
+from one_machine import here
 from slurm_cluster import Cluster
+from small_clips import OF_CLIPS, write_clips
 
 from launch.jobs.job import jobs_below
 from lsb.artifact import open_stage

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from small_clips import OF_CLIPS, write_clips
 from tiny_run import run_python
 
 from launch import status, sweep
@@ -20,17 +21,6 @@ from lsb.artifact import open_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-DISTRIBUTED = Path(__file__).parents[1] / "distributed"
-CLIPS = "import sys, pathlib, small_clips; small_clips.write_folder(pathlib.Path(sys.argv[1]), 24)"
-DATA = (
-    "data=folder",
-    "data.shard_clips=16",
-    "data.reencode=false",
-    "decode.frames=1",
-    "decode.backend=pyav",
-    "vl.image_size=64",
-    "prefix.processes=1",
-)
 KEYS = (
     "task.names=[relevance,unsafe]",
     "model.components=8",
@@ -46,13 +36,10 @@ class Sweeping:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = os.pathsep.join(filter(None, [str(DISTRIBUTED), os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-c", CLIPS, str(folder / "clips")]
-        subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True)
-        data = (*DATA, f"data.path={folder / 'clips'}")
+        path, *tables = write_clips(folder)
+        data = (*OF_CLIPS, path)
         done = run_python("-m", "vlmae.cache", *data, cwd=folder)
         assert done.returncode == 0, done.stderr
-        tables = (f"{name}={folder / name}.csv" for name in ("labels", "validation"))
         self.keys = (*data, *tables, *KEYS)
 
     def run(self, *swept: str) -> subprocess.CompletedProcess[str]:

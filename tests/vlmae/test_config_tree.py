@@ -40,6 +40,7 @@ COMMANDS = (
     "export",
     "predict",
     "variants",
+    "launch_cache",
     "launch_train",
     "launch_sweep",
     "plan",

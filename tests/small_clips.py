@@ -16,6 +16,16 @@ import psutil
 
 RATE = 16_000
 FRAMES = 6
+OF_CLIPS = (
+    "data=folder",
+    "data.shard_clips=16",
+    "data.reencode=false",
+    "decode.frames=1",
+    "decode.backend=pyav",
+    "vl.image_size=64",
+    "prefix.processes=1",
+)
+"""Keys of commands that read such a folder, beside those that name it."""
 
 
 def write_clip(path: Path, number: int) -> None:
@@ -55,19 +65,16 @@ def write_folder(folder: Path, clips: int) -> None:
             rows.writerows([f"clip-{n:04d}", n % 2, int(n % 5 == 0)] for n in numbers)
 
 
+def write_clips(folder: Path) -> tuple[str, ...]:
+    """Write 24 clips and tables of labels; returns the keys that name them."""
+    write_folder(folder / "clips", 24)
+    tables = (f"{name}={folder / name}.csv" for name in ("labels", "validation"))
+    return (f"data.path={folder / 'clips'}", *tables)
+
+
 def arguments(root: Path, *more: str) -> list[str]:
     """Overrides that the commands here share."""
-    return [
-        "data=folder",
-        f"data.path={root / 'clips'}",
-        "data.shard_clips=16",
-        "data.reencode=false",
-        "decode.frames=1",
-        "decode.backend=pyav",
-        "vl.image_size=64",
-        "prefix.processes=1",
-        *more,
-    ]
+    return [*OF_CLIPS, f"data.path={root / 'clips'}", *more]
 
 
 def training(root: Path, runs: Path, *more: str) -> list[str]:

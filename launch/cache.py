@@ -1,0 +1,64 @@
+"""Frozen tokens of a data set by tasks: `python -m launch.cache launcher=slurm data=... vl=...`.
+
+The keys are those of vlmae.cache. The data set is prepared first, by tasks as well, where it is not
+there yet (`data=folder data.path=...`, see vlmae.prepare). Each stage is one array whose tasks
+share the shards; a task that is lost is made again alone, and the same command goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from launch.jobs.flags import NO_SCRIPTS, read_flags
+from launch.jobs.job import SHARDS
+from launch.jobs.launcher import launched
+from launch.jobs.launcher_config import SlurmConfig, launcher_config
+from launch.stages.launched_run import print_script
+from lsb.console import console
+from lsb.kept import keep
+from vlmae.cache import describe
+from vlmae.config import as_dict, command
+from vlmae.data.prefix_cache import cache_prefix
+from vlmae.data.redaction import require_redacted
+from vlmae.settings import PREPARED, prefix_of, prepared_data, share_of
+
+
+@command("launch_cache")
+def main(config: DictConfig) -> None:
+    """Make, finish or reuse the data set and the cache of its tokens."""
+    values = cast(dict[str, Any], as_dict(config))
+    launcher = launcher_config(values["launcher"])
+    if share_of(values) != (0, 1):
+        raise ValueError(
+            f"share is {values['share']}: tasks share the shards here, set launcher.tasks; share "
+            "is of vlmae.cache, for processes that are started by hand"
+        )
+    run = Path(values["runs"]) / values["name"]
+    if launcher.dry_run:
+        if not isinstance(launcher, SlurmConfig):
+            print(NO_SCRIPTS)
+            return
+        held = values["data"].get("source") == PREPARED
+        for name in ("cache",) if held else ("prepare", "cache"):
+            print(f"# ---- {name}")
+            print_script(launcher, name, run, kind=SHARDS, name=name, tasks=launcher.tasks)
+        return
+    out, root = console(), Path(values["runs"]) / "stages"
+    record = {"overrides": list(map(str, HydraConfig.get().overrides.task)), "config": values}
+    with launched(launcher, run, partial(out.print, soft_wrap=True), record):
+        prefix = prefix_of(values, require_redacted(root, prepared_data(values, root)))
+        stage = cache_prefix(root, prefix)
+    assert stage is not None, "one share of one is the whole cache"
+    keep(root, stage, "launch.cache")
+    out.print(describe(stage), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    read_flags()
+    main()
