@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,7 +174,8 @@ def embed_fused(
     if scoring.only is not None:  # an unknown clip is refused, not left out
         in_source(pa.table({"id": sample_ids.to_arrow(scoring.only)}), source)
     settings = _settings_of(scoring)
-    work = partial(_embed_fused_shard, source, config, trained.path / CHECKPOINT, scoring, search)
+    file = trained.path / CHECKPOINT
+    work = partial(_embed_fused_shard, source, config, file, _ordered(scoring), search)
     inputs = {"train": trained.content}
     return _embed(root, source, config, "fused", settings, inputs, work, on_part, search)
 
@@ -208,8 +209,14 @@ def embed_predicted(
         The store, on the rank that found it whole; None on the others.
     """
     settings = _settings_of(scoring)
-    work = partial(_write_fused, source, config, scoring.only, score, tasks, None)
+    only = _ordered(scoring).only
+    work = partial(_write_fused, source, config, only, score, tasks, None)
     return _embed(root, source, config, "fused", settings, inputs, work, None, None, shards, dealt)
+
+
+def _ordered(scoring: Scoring) -> Scoring:
+    """With ascending clips: sorted once, not by every shard."""
+    return scoring if scoring.only is None else replace(scoring, only=np.sort(scoring.only))
 
 
 def _settings_of(scoring: Scoring) -> dict[str, object]:

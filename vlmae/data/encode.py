@@ -17,6 +17,7 @@ from torch import Tensor
 from lsb import ids as sample_ids
 from lsb.artifact import Counts
 from lsb.ids import IdArray
+from lsb.order import member
 from lsb.progress import progressed
 from vlmae.data.decode import BadClipError, Clip, DecodePolicy, decode_sample
 from vlmae.data.index import INDEX_ENDING
@@ -82,14 +83,14 @@ def encode_shard(
         towers: the frozen backbones.
         policy: which frames are read.
         storage_options: of fsspec, for shards that lie elsewhere.
-        only: ids of the clips wanted; None takes all.
+        only: ids of the clips wanted, ascending; None takes all.
 
     Raises:
         ValueError: the shard is absent or shorter than its index says.
     """
     index = read_shard_index(folder, shard)
     if only is not None:
-        index = index.take(np.flatnonzero(np.isin(sample_ids.from_arrow(index["id"]), only)))
+        index = index.take(np.flatnonzero(member(sample_ids.from_arrow(index["id"]), only)))
     streams = towers.prefix_streams
     tokens: dict[str, list[Tensor]] = {name: [] for name in widths(streams)}
     clips: list[Clip] = []

@@ -17,6 +17,7 @@ import pyarrow as pa
 from lsb import ids as sample_ids
 from lsb.artifact import fingerprint
 from lsb.ids import IdArray
+from lsb.order import member
 from vlmae.data.encode import read_shard_index
 from vlmae.data.prefix_cache import Prefix, PrefixCache, find_cache
 from vlmae.data.token_table import Rows, Streams, TokenTable
@@ -71,7 +72,7 @@ class TokenSource(Protocol):
 
         Args:
             name: of the shard.
-            only: ids of the clips wanted; None takes all.
+            only: ids of the clips wanted, ascending; None takes all.
         """
 
     def tables(self, ids: IdArray) -> Iterator[tuple[TokenTable, Rows]]:
@@ -116,8 +117,8 @@ class CachedTokens:
         """See `TokenSource`."""
         rows, quarantine = self.cache.rows_of_shard(name), self.cache.quarantine(name)
         if only is not None:
-            rows = rows[np.isin(self.cache.ids[rows], only)]
-            kept = np.isin(sample_ids.from_arrow(quarantine["id"]), only)
+            rows = rows[member(self.cache.ids[rows], only)]
+            kept = member(sample_ids.from_arrow(quarantine["id"]), only)
             quarantine = quarantine.take(np.flatnonzero(kept))
         return self.cache, rows, quarantine
 
@@ -175,6 +176,7 @@ class LiveTokens:
     def tables(self, ids: IdArray) -> Iterator[tuple[TokenTable, Rows]]:
         """See `TokenSource`."""
         require_known(self.index, ids)
+        ids = np.sort(ids)
         for name, index in self._indexes.items():
             if np.isin(sample_ids.from_arrow(index["id"]), ids).any():
                 table, rows, _ = self.shard(name, ids)
