@@ -113,7 +113,9 @@ def bootstrap_metrics(
 ) -> dict[str, Interval]:
     """Metric -> what `bootstrap` gives for it; clips are drawn, and sorted, once for all."""
     _check(scores, labels)
-    means = _means(metrics, scores[None], labels, target=target, resamples=resamples, seed=seed)
+    means = metric_means(
+        metrics, scores[None], labels, target=target, resamples=resamples, seed=seed
+    )
     return {metric: percentile_interval(values, level) for metric, values in means.items()}
 
 
@@ -158,11 +160,11 @@ def seed_means(
     The draws depend on `seed` and the numbers of clips and seeds alone, so that two models on the
     same clips are resampled alike and may be subtracted. See `bootstrap_seeds`.
     """
-    means = _means([metric], scores_SN, labels, target=target, resamples=resamples, seed=seed)
+    means = metric_means([metric], scores_SN, labels, target=target, resamples=resamples, seed=seed)
     return means[metric]
 
 
-def _means(
+def metric_means(
     metrics: Sequence[str],
     scores_SN: FloatArray,
     labels: BoolArray,
@@ -171,7 +173,7 @@ def _means(
     resamples: int,
     seed: int,
 ) -> dict[str, FloatArray]:
-    """Metric -> `seed_means`."""
+    """Metric -> `seed_means`; clips are drawn, and sorted, once for all."""
     count, generator = scores_SN.shape[1], np.random.default_rng(seed)
     weights = np.ones((resamples + 1, count))
     if count:

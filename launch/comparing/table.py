@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lsb import ids as sample_ids
 from lsb.labelled import LABEL, PROBABILITY
-from vlmae.metrics import percentage_interval, percentile_interval, seed_means
+from vlmae.metrics import metric_means, percentage_interval, percentile_interval
 
 METRICS = {"recall_at_p80": "recall_at_precision", "average_precision": "average_precision"}
 EVERYONE = "all"
@@ -98,20 +98,20 @@ def summarise_comparison(
             "cells": {},
         }
         for cell in cells:
-            values: dict[str, Any] = {}
-            for name, metric in METRICS.items():
-                scores_SN, truth = _scores(tables, cell, measure.seen)
-                means = seed_means(
-                    metric,
-                    scores_SN,
-                    truth,
-                    target=measure.target,
-                    resamples=measure.resamples,
-                    seed=measure.seed,
-                )
-                values[name] = percentile_interval(means).as_dict()
-                if name == "recall_at_p80":
-                    drawn[protocol, arm, cell.name] = means
+            scores_SN, truth = _scores(tables, cell, measure.seen)
+            means = metric_means(
+                list(METRICS.values()),
+                scores_SN,
+                truth,
+                target=measure.target,
+                resamples=measure.resamples,
+                seed=measure.seed,
+            )
+            values: dict[str, Any] = {
+                name: percentile_interval(means[metric]).as_dict()
+                for name, metric in METRICS.items()
+            }
+            drawn[protocol, arm, cell.name] = means[METRICS["recall_at_p80"]]
             values["positives"] = int(truth.sum())
             values["clips"] = len(truth)
             entry["cells"][cell.name] = values
@@ -238,14 +238,15 @@ def _metric_table(
 ) -> Table:
     """Arms by falling value of a metric in the first cell; it fits 80 characters."""
     table = Table(
-        title=f"{title} in % with 95 %",
+        title=f"{title} in %, 95 % intervals",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("arm", no_wrap=True)
-    for name in ("scored", "found", "errors", *summary["cells"]):
+    headers = [cell.replace(", ", ",\n") for cell in summary["cells"]]
+    for name in ("scored", "found", "errors", *headers):
         table.add_column(name, justify="right", no_wrap=True)
     first = summary["cells"][0]
     for arm, entry in sorted(
