@@ -47,12 +47,15 @@ class CompareConfig:
     Attributes:
         protocols: of `launch.comparing.units.PROTOCOLS`.
         scoring_share: share of the pool that protocol "scoring" scores in a round.
+        confidence: smallest probability of the wrong class for a confident error found, for all
+            arms alike.
         processes: units at a time, where the command itself runs them.
         resamples: of the bootstrap.
     """
 
     protocols: list[str]
     scoring_share: float
+    confidence: float
     processes: int
     resamples: int
 
@@ -65,6 +68,10 @@ class CompareConfig:
         if not 0 < self.scoring_share < 1:
             raise ValueError(
                 f"compare.scoring_share is {self.scoring_share}: give a share of the pool in (0, 1)"
+            )
+        if not 0 < self.confidence < 1:
+            raise ValueError(
+                f"compare.confidence is {self.confidence}: give a probability in (0, 1)"
             )
         if self.processes < 1 or self.resamples < 1:
             raise ValueError(
@@ -138,7 +145,9 @@ def _compare(config: DictConfig) -> None:
     with launched_run(config, console.log) as launcher:
         folder = RunFolder(settings.folder, identity)
         shared = prepare_shared(settings, folder, console.log)
-        comparison = Comparison(folder.path, identity, overrides, chosen.scoring_share, shared)
+        comparison = Comparison(
+            folder.path, identity, overrides, chosen.scoring_share, chosen.confidence, shared
+        )
         if launcher is None:
             finished = run_units(comparison, units, min(chosen.processes, len(units)))
         else:

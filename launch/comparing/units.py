@@ -83,6 +83,8 @@ class Comparison:
         identity: of its run.json.
         overrides: of the command line, without arm and seed.
         scoring_share: see `unit_settings`.
+        confidence: see `launch.rounds.found.found_in_round`; one for all arms, whichever their own
+            seeds have.
         shared: data and tokens.
     """
 
@@ -90,6 +92,7 @@ class Comparison:
     identity: Mapping[str, Any]
     overrides: Sequence[str]
     scoring_share: float
+    confidence: float
     shared: Shared
 
     @property
@@ -103,7 +106,7 @@ class Comparison:
 
     def made_of(self, unit: Unit) -> str:
         """Hash of what determines a unit's result beside the data."""
-        return _made_of(self._settings(unit))
+        return self._made_of(self._settings(unit))
 
     def finished(self, unit: Unit, made_of: str) -> dict[str, Any] | None:
         """The result of a unit that is finished; None for one that is not."""
@@ -112,7 +115,7 @@ class Comparison:
     def run(self, unit: Unit) -> dict[str, Any]:
         """The result of a unit, read where it is finished; see `result_of`."""
         settings = self._settings(unit)
-        place, made_of = self.place(unit), _made_of(settings)
+        place, made_of = self.place(unit), self._made_of(settings)
         held = self.finished(unit, made_of)
         if held is not None:
             return held
@@ -124,6 +127,9 @@ class Comparison:
                 held = self._run(unit, settings, made_of)
                 write_json(place / UNIT_FILE, held)
         return held
+
+    def _made_of(self, settings: Settings) -> str:
+        return fingerprint([settings.identity, settings.rounds, self.confidence])
 
     def _settings(self, unit: Unit) -> Settings:
         return unit_settings(unit, self.overrides, self.scoring_share)
@@ -145,7 +151,6 @@ class Comparison:
         Arms that score nothing are measured alike: their models score what was asked, afterwards.
         That spends no scoring budget, since nothing is chosen by it.
         """
-        confidence = settings.expand.broadening.confidence
         found = []
         with Ledger.open(place / "ledger.sqlite", create=False) as ledger:
             for number in range(len(rounds)):
@@ -161,15 +166,11 @@ class Comparison:
                         pool = Store.open(stage.path)
                 found.append(
                     {
-                        task: found_in_round(answers, before, pool, task, confidence)
+                        task: found_in_round(answers, before, pool, task, self.confidence)
                         for task in settings.tasks
                     }
                 )
         return found
-
-
-def _made_of(settings: Settings) -> str:
-    return fingerprint([settings.identity, settings.rounds])
 
 
 def result_of(entry: GrowthRound) -> dict[str, Any]:
