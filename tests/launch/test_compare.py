@@ -177,7 +177,7 @@ def test_bad_lists_are_refused(arguments: list[str], message: str) -> None:
 
 def test_units_of_a_seed_come_before_the_next_seed() -> None:
     settings = Settings.from_config(compose_config("round", ["experiment=tiny"]))
-    config = CompareConfig(["labels", "scoring"], 0.02, 2, 100)
+    config = CompareConfig(["labels", "scoring"], 0.02, 0.7, 2, 100)
     units = units_of({"arm": ["random", "proxy"], "seed": ["3", "4"]}, settings, config)
     assert [unit.seed for unit in units] == [3] * 4 + [4] * 4
     assert len(set(units)) == 8
