@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
                 out.print("  ended as the undisturbed one")
                 assert len(chaos.events) < before, "a round without an event"
             out.print(table(chaos.blows), soft_wrap=True)
-            out.print(f"{options.events} events in {number} rounds: all ended as undisturbed")
+            out.print(f"{options.events} events in {number} round(s): all ended as undisturbed")
         except AssertionError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
