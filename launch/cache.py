@@ -16,10 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.jobs.flags import NO_SCRIPTS, read_flags
-from launch.jobs.job import SHARDS
 from launch.jobs.launcher import launched
 from launch.jobs.launcher_config import SlurmConfig, launcher_config
-from launch.stages.launched_run import print_script
+from launch.stages.launched_run import print_stages
 from lsb.console import console
 from lsb.kept import keep
 from vlmae.cache import describe
@@ -45,9 +44,7 @@ def main(config: DictConfig) -> None:
             print(NO_SCRIPTS)
             return
         held = values["data"].get("source") == PREPARED
-        for name in ("cache",) if held else ("prepare", "cache"):
-            print(f"# ---- {name}")
-            print_script(launcher, name, run, kind=SHARDS, name=name, tasks=launcher.tasks)
+        print_stages(launcher, run, ("cache",) if held else ("prepare", "cache"))
         return
     out, root = console(), Path(values["runs"]) / "stages"
     record = {"overrides": list(map(str, HydraConfig.get().overrides.task)), "config": values}

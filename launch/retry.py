@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from launch.jobs.executor import run_job
+from launch.jobs.executor import release_held, run_job
 from launch.jobs.launcher_config import LocalConfig
 from launch.jobs.launcher_lock import only_one
 from launch.jobs.run_jobs import RunJobs, active
@@ -38,6 +38,7 @@ def retry(folder: Path) -> int:
     """
     run = RunJobs.open(folder)
     out = console()
+    say = partial(out.print, soft_wrap=True)
     started = 0
     with only_one(folder):
         for job in run.jobs:
@@ -45,10 +46,7 @@ def retry(folder: Path) -> int:
             if job.finished or not attempts:
                 continue
             states = run.states(job)
-            held = {task: one for task, one in states.items() if one.held}
-            for task, one in held.items():
-                run.executor.release(one)
-                out.print(f"{job.name}: task {task} is held, {one.reason}: released")
+            held = release_held(run.executor, job, states, say)
             waiting = active(states)
             idle = [task for task in job.missing() if task not in waiting]
             started += bool(held or idle)
@@ -64,7 +62,7 @@ def retry(folder: Path) -> int:
                     retries=run.config.retries,
                     poll_seconds=run.config.poll_seconds,
                     hang_minutes=run.config.hang_minutes,
-                    say=partial(out.print, soft_wrap=True),
+                    say=say,
                     remedy=f"python -m launch.retry {folder}",
                 )
             else:

@@ -95,10 +95,9 @@ def bootstrap(
         seed: of the draws.
         level: mass inside the interval.
     """
-    _check(scores, labels)
-    return bootstrap_seeds(
-        metric, scores[None], labels, target=target, resamples=resamples, seed=seed, level=level
-    )
+    return bootstrap_metrics(
+        [metric], scores, labels, target=target, resamples=resamples, seed=seed, level=level
+    )[metric]
 
 
 def bootstrap_metrics(

@@ -87,6 +87,17 @@ class Executor(Protocol):
         """Stop what is under way of some attempts."""
 
 
+def release_held(
+    executor: Executor, job: Job, states: Mapping[int, TaskState], say: Say
+) -> list[int]:
+    """Release the tasks of a job that are held; returns their numbers."""
+    held = [task for task, one in states.items() if one.held]
+    for task in held:
+        say(f"{job.name}: {job.title(task)} is held, {states[task].reason}: released")
+        executor.release(states[task])
+    return held
+
+
 class JobRun:
     """One job on its way: submit what is missing and not under way, submit again what failed.
 
@@ -139,7 +150,7 @@ class JobRun:
                 f"{job.name}: {self.executor.name} does not answer{why}, waiting; jobs run on"
             )
             return False
-        self._release(states)
+        release_held(self.executor, job, states, self.say)
         states = self._without_hanging(states, attempts)
         active = [task for task, one in states.items() if one.state != ENDED]
         if not missing and not active:
@@ -166,12 +177,6 @@ class JobRun:
             raise JobError(_failure(job, failed, cancelled, states, self.remedy))
         self._say_once(_progress(job, missing, states))
         return False
-
-    def _release(self, states: Mapping[int, TaskState]) -> None:
-        for task, one in states.items():
-            if one.held:
-                self.say(f"{self.job.name}: {self.job.title(task)} is held, {one.reason}: released")
-                self.executor.release(one)
 
     def _without_hanging(
         self, states: Mapping[int, TaskState], attempts: Sequence[Attempt]

@@ -26,6 +26,7 @@ __all__ = [
     "launched_run",
     "print_script",
     "print_scripts",
+    "print_stages",
     "read_flags",
 ]
 
@@ -66,6 +67,11 @@ def print_scripts(config: DictConfig, stages: Sequence[str] = STAGES) -> None:
     if not isinstance(launcher, SlurmConfig):
         print(NO_SCRIPTS)
         return
+    print_stages(launcher, settings.folder, stages)
+
+
+def print_stages(launcher: SlurmConfig, run: Path, stages: Sequence[str]) -> None:
+    """Print the script of each of these stages that jobs make; see `print_scripts`."""
     for stage in stages:
         if stage in launcher.stages:
             print(f"# ---- {stage}")
@@ -73,7 +79,7 @@ def print_scripts(config: DictConfig, stages: Sequence[str] = STAGES) -> None:
             print_script(
                 launcher,
                 stage,
-                settings.folder,
+                run,
                 kind=RANKS if ranked else SHARDS,
                 name=stage,
                 tasks=1 if ranked else launcher.tasks,

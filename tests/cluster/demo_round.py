@@ -48,7 +48,9 @@ def main() -> int:
         finally:
             cluster.down()
         if code:
-            print(f"error: the round on the cluster ended with {code}\n{said}\n{err}")
+            print(
+                f"error: the round on the cluster ended with {code}\n{said}\n{err}", file=sys.stderr
+            )
             return 1
         out.print(f"on the cluster: {time.monotonic() - begun:.0f} s")
         jobs = Counter(job.stage for job in jobs_below(there / RUN / "jobs"))
