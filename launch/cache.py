@@ -28,6 +28,17 @@ from vlmae.data.redaction import require_redacted
 from vlmae.settings import PREPARED, prefix_of, prepared_data, share_of
 
 
+def _stages(source: str | None) -> tuple[str, ...]:
+    """What is made of a data set: nothing before the cache of a prepared one.
+
+    Args:
+        source: `data.source`; None for a data set that is composed of a bank of recordings.
+    """
+    if source == PREPARED:
+        return ("cache",)
+    return ("sources", "prepare", "cache") if source is None else ("prepare", "cache")
+
+
 @command("launch_cache")
 def main(config: DictConfig) -> None:
     """Make, finish or reuse the data set and the cache of its tokens."""
@@ -43,8 +54,7 @@ def main(config: DictConfig) -> None:
         if not isinstance(launcher, SlurmConfig):
             print(NO_SCRIPTS)
             return
-        held = values["data"].get("source") == PREPARED
-        print_stages(launcher, run, ("cache",) if held else ("prepare", "cache"))
+        print_stages(launcher, run, _stages(values["data"].get("source")))
         return
     out, root = console(), Path(values["runs"]) / "stages"
     record = {"overrides": list(map(str, HydraConfig.get().overrides.task)), "config": values}

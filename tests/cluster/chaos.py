@@ -36,6 +36,8 @@ LONG_EPOCHS = 300
 """Enough for it to meet its time limit, which SLURM counts in minutes."""
 PATIENCE = 600.0
 """Seconds without an event, or the end of a round, until it counts as stuck."""
+PER_ROUND = 5
+"""Events that happen to one round: with more, all of the others would meet its long training."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class Chaos:
         events: to come, in order.
         say: called with what happens.
         delay: seconds to wait before an event, given the event.
+        per_round: how many happen to one round at most.
     """
 
     cluster: Cluster
@@ -203,6 +206,7 @@ class Chaos:
     events: list[Event]
     say: Callable[[str], None]
     delay: Callable[[Event], float] = lambda event: 0.0
+    per_round: int = PER_ROUND
     blows: list[Blow] = field(default_factory=list)
 
     def round(self, folder: Path, epochs: int = EPOCHS) -> list[Job]:
@@ -252,7 +256,7 @@ class Chaos:
                 if blow.event.strike is _cut_power:
                     self.cluster.up()
                 return True
-        if waiting or not self.events:
+        if waiting or not self.events or len(blows) >= self.per_round:
             return False
         event = self.events[0]
         target = next(running(folder / RUN / "jobs", event), None)
