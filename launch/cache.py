@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.jobs.flags import NO_SCRIPTS, read_flags
+from launch.jobs.launch_record import Asked
 from launch.jobs.launcher import launched
 from launch.jobs.launcher_config import SlurmConfig, launcher_config
 from launch.stages.launched_run import print_stages
 from lsb.console import console
 from lsb.kept import keep
 from vlmae.cache import describe
-from vlmae.config import as_dict, command
+from vlmae.config import as_dict, command, task_overrides
 from vlmae.data.prefix_cache import cache_prefix
 from vlmae.data.redaction import require_redacted
 from vlmae.settings import PREPARED, prefix_of, prepared_data, share_of
@@ -57,8 +57,8 @@ def main(config: DictConfig) -> None:
         print_stages(launcher, run, _stages(values["data"].get("source")))
         return
     out, root = console(), Path(values["runs"]) / "stages"
-    record = {"overrides": list(map(str, HydraConfig.get().overrides.task)), "config": values}
-    with launched(launcher, run, partial(out.print, soft_wrap=True), record):
+    asked = Asked(values, task_overrides())
+    with launched(launcher, run, partial(out.print, soft_wrap=True), asked):
         prefix = prefix_of(values, require_redacted(root, prepared_data(values, root)))
         stage = cache_prefix(root, prefix)
     assert stage is not None, "one share of one is the whole cache"

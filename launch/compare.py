@@ -23,14 +23,14 @@ from launch.comparing.unit_tasks import run_units_by_tasks
 from launch.comparing.units import PROTOCOLS, Comparison, Unit, run_units
 from launch.jobs.job import UNITS
 from launch.jobs.launcher_config import COMPARE, SlurmConfig
-from launch.rounds.arms import require_no_arm_override, task_overrides
+from launch.rounds.arms import require_no_arm_override
 from launch.stages.launched_run import launched_run, print_script, print_scripts, read_flags
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared, prepare_shared
 from lsb import ids as sample_ids
 from lsb.artifact import write_json
-from vlmae.config import as_dict, build, command, conf_dir
+from vlmae.config import as_dict, build, command, conf_dir, task_overrides
 from vlmae.data.prepare import read_truth
 
 EVERY_ARM = "all"
@@ -132,7 +132,8 @@ def _compare(config: DictConfig) -> None:
     chosen = build("compare", CompareConfig, values["compare"])
     settings = Settings.from_config(config)
     settings.launcher.require_one_rank("launch.compare")
-    overrides = [one for one in task_overrides() if not one.startswith("compare.")]
+    given = task_overrides()
+    overrides = [one for one in given if not one.startswith("compare.")]
     require_no_arm_override(overrides)
     units = units_of(_CHOICES, settings, chosen)
     if settings.launcher.dry_run:
@@ -142,7 +143,8 @@ def _compare(config: DictConfig) -> None:
     results: dict[tuple[str, str], list[dict[str, Any]]] = {
         (unit.protocol, unit.arm): [] for unit in units
     }
-    with launched_run(config, console.log) as launcher:
+    listed = [f"{key}={','.join(values)}" for key, values in _CHOICES.items()]
+    with launched_run(config, console.log, [*listed, *given]) as launcher:
         folder = RunFolder(settings.folder, identity)
         shared = prepare_shared(settings, folder, console.log)
         comparison = Comparison(
@@ -151,7 +153,7 @@ def _compare(config: DictConfig) -> None:
         if launcher is None:
             finished = run_units(comparison, units, min(chosen.processes, len(units)))
         else:
-            if any(one.startswith("compare.processes=") for one in task_overrides()):
+            if any(one.startswith("compare.processes=") for one in given):
                 console.log(
                     f"warning: compare.processes has no effect with launcher="
                     f"{settings.launcher.name}: launcher.at_once says how many units run at a time"

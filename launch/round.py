@@ -17,7 +17,7 @@ from launch.rounds.report import draw_report
 from launch.rounds.summary import print_summary, summarise
 from launch.stages.launched_run import is_dry_run, launched_run, print_scripts, read_flags
 from lsb.artifact import write_json
-from vlmae.config import command
+from vlmae.config import command, task_overrides
 
 
 @command("round")
@@ -27,7 +27,7 @@ def main(config: DictConfig) -> None:
     if is_dry_run(config):
         print_scripts(config)
         return
-    with launched_run(config, console.log):
+    with launched_run(config, console.log, task_overrides()):
         arms = run_arms(config, console.log)
         settings, folder, shared = arms.settings, arms.folder, arms.shared
         controls = (

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from launch.jobs.executor import JobError
 from launch.jobs.job import RANKS, TRAININGS
-from launch.jobs.launch_record import JOBS
+from launch.jobs.launch_record import JOBS, Asked
 from launch.jobs.launcher import Launcher
 from launch.jobs.launcher_config import TRAIN, LauncherConfig, SlurmConfig, launcher_config
 from launch.jobs.launcher_lock import only_one
@@ -58,11 +58,11 @@ def _sweep(config: DictConfig) -> None:
         _print_plan(space, launcher, chosen, run)
         return
     say = partial(out.print, soft_wrap=True)
-    record = {"overrides": arguments, "config": values}
+    asked = Asked(values, arguments)
     with only_one(run):
         root = Path(values["runs"]) / "stages"
         folder = RunFolder(run, {"sweep": True})
-        made_by = Launcher(launcher, run / JOBS, say, "give the same command again", record)
+        made_by = Launcher(launcher, run / JOBS, say, "give the same command again", asked)
         made_by.code()
         sweep = SweepRun(run, root, made_by, chosen)
         with delegated(made_by.delegate):

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.jobs.job import RANKS
@@ -19,7 +18,7 @@ from launch.jobs.launcher_config import TRAIN, SlurmConfig, launcher_config
 from launch.jobs.training_job import train_by_ranks
 from launch.stages.launched_run import NO_SCRIPTS, print_script, read_flags
 from lsb.console import console
-from vlmae.config import as_dict, command
+from vlmae.config import as_dict, command, task_overrides
 
 
 @command("launch_train")
@@ -34,8 +33,7 @@ def main(config: DictConfig) -> None:
         else:
             print(NO_SCRIPTS)
         return
-    overrides = [str(override) for override in HydraConfig.get().overrides.task]
-    stage = train_by_ranks(values, overrides)
+    stage = train_by_ranks(values, task_overrides())
     console().print(f"{stage.path}: {stage.counts['labels']} labels", soft_wrap=True)
 
 

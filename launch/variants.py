@@ -24,13 +24,12 @@ from rich.console import Console
 
 from launch.comparing.step_time import step_times
 from launch.comparing.variant_table import print_variants, summarise_variants
-from launch.rounds.arms import task_overrides
 from launch.stages.clips import by_id, of_split
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared, prepare_shared, train_stage
 from lsb.artifact import Stage, write_json
-from vlmae.config import as_dict, build, command, compose_config
+from vlmae.config import as_dict, build, command, compose_config, task_overrides
 from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics
 
 WITHOUT_AUDIO = "without audio"

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,6 +60,11 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
         return compose(config_name, overrides=overrides)
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         return compose(config_name, overrides=overrides)
+
+
+def task_overrides() -> list[str]:
+    """The command line's overrides, of a command that is running."""
+    return [str(override) for override in HydraConfig.get().overrides.task]
 
 
 def as_dict(config: DictConfig) -> dict[str, object]:

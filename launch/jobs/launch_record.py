@@ -5,6 +5,8 @@ format, version, time, code (name of the snapshot beside it), overrides, config
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,30 @@ FORMAT = "vlmae-launch"
 VERSION = 1
 
 
-def record_launch(folder: Path, code: str, command: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What a command was asked for.
+
+    Attributes:
+        config: composed, as plain containers.
+        overrides: what its command line says besides the name of the command.
+    """
+
+    config: dict[str, Any]
+    overrides: Sequence[str] = ()
+
+
+def record_launch(folder: Path, code: str, asked: Asked) -> None:
     """Write down what was asked for and which code it ran, unless the last launch was the same.
 
     Args:
         folder: of all jobs of a run; the record goes to `launches/<number>.json` in it.
         code: name of the snapshot.
-        command: overrides of the command line, and the composed config.
+        asked: what the command was asked for.
     """
     launches = folder / "launches"
     launches.mkdir(parents=True, exist_ok=True)
-    record = {"format": FORMAT, "version": VERSION, "code": code, **command}
+    record = {"format": FORMAT, "version": VERSION, "code": code, **asdict(asked)}
     earlier = sorted(launches.glob("[0-9]*.json"))
     if earlier:
         held = {key: value for key, value in read_json(earlier[-1]).items() if key != "time"}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.jobs.executor import Say, run_job
 from launch.jobs.job import RANKS, SHARDS, Job
-from launch.jobs.launch_record import JOBS, executor_of, record_launch
+from launch.jobs.launch_record import JOBS, Asked, executor_of, record_launch
 from launch.jobs.launcher_config import TRAIN, LauncherConfig, LocalConfig
 from launch.jobs.launcher_lock import only_one
 from launch.jobs.snapshot import snapshot
@@ -37,15 +37,15 @@ class Launcher:
         folder: of all jobs of the run.
         say: called with what changes.
         remedy: what to type after a failure.
-        command: overrides of the command line, for the record.
+        asked: what the command was asked for, for the record.
     """
 
     def __init__(
-        self, config: LauncherConfig, folder: Path, say: Say, remedy: str, command: dict[str, Any]
+        self, config: LauncherConfig, folder: Path, say: Say, remedy: str, asked: Asked
     ) -> None:
         self.config, self.folder, self.say, self.remedy = config, folder, say, remedy
         self.executor = executor_of(config)
-        self._command = command
+        self._asked = asked
         self._code: Path | None = None
 
     def by_tasks(self, stage: str) -> bool:
@@ -120,7 +120,7 @@ class Launcher:
         if self._code is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._code = snapshot(self.folder)
-            record_launch(self.folder, self._code.name, self._command)
+            record_launch(self.folder, self._code.name, self._asked)
         return self._code
 
 
@@ -139,7 +139,7 @@ _launcher: ContextVar[Launcher | None] = ContextVar("launcher", default=None)
 
 @contextmanager
 def launched(
-    config: LauncherConfig, run: Path, say: Say, command: dict[str, Any]
+    config: LauncherConfig, run: Path, say: Say, asked: Asked
 ) -> Iterator[Launcher | None]:
     """Have the stages that are asked for in this context made as the config says.
 
@@ -147,7 +147,7 @@ def launched(
         config: which, by whom.
         run: folder of the run; jobs lie in its folder `jobs`.
         say: called with what changes.
-        command: what the record of the launch holds: overrides and config.
+        asked: what the command was asked for, for the record.
 
     Yields:
         Who has tasks started, for work that is no stage; None where the process does all itself.
@@ -159,7 +159,7 @@ def launched(
         yield None
         return
     remedy = f"give the same command again, or python -m launch.retry {run}"
-    launcher = Launcher(config, run / JOBS, say, remedy, command)
+    launcher = Launcher(config, run / JOBS, say, remedy, asked)
     token = _launcher.set(launcher)
     try:
         with only_one(run), delegated(launcher.delegate):

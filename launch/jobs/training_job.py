@@ -12,7 +12,7 @@ from typing import Any
 
 from launch.jobs.executor import JobError, run_job
 from launch.jobs.job import RANKS, Job
-from launch.jobs.launch_record import JOBS, executor_of, record_launch
+from launch.jobs.launch_record import JOBS, Asked, executor_of, record_launch
 from launch.jobs.launcher_config import TRAIN, LauncherConfig, launcher_config
 from launch.jobs.launcher_lock import only_one
 from launch.jobs.rank_logs import MergedTail
@@ -49,7 +49,7 @@ def train_by_ranks(values: dict[str, Any], overrides: list[str]) -> Stage:
         jobs = run / JOBS
         jobs.mkdir(exist_ok=True)
         code = snapshot(jobs)
-        record_launch(jobs, code.name, {"overrides": overrides, "config": values})
+        record_launch(jobs, code.name, Asked(values, overrides))
         asked = {key: value for key, value in values.items() if key not in ("launcher", "name")}
         target = jobs / f"{TRAIN}-{_identity(asked, config)[:16]}" / "result"
         job = Job.create(

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.rounds.growth import GrowthRound, grow
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Say, Shared, prepare_shared
-from vlmae.config import compose_config
+from vlmae.config import compose_config, task_overrides
 
 # What a preset of `conf/arm` chooses; an override of it would make all arms alike.
 OF_AN_ARM = (
@@ -30,11 +29,6 @@ OF_AN_ARM = (
     "shortlist.limited",
     "arm_name",
 )
-
-
-def task_overrides() -> list[str]:
-    """The command line's overrides."""
-    return [str(override) for override in HydraConfig.get().overrides.task]
 
 
 def require_no_arm_override(overrides: Sequence[str]) -> None:

@@ -7,13 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launch.jobs.executor import Say
 from launch.jobs.flags import NO_SCRIPTS, read_flags
 from launch.jobs.job import RANKS, SHARDS
-from launch.jobs.launch_record import JOBS
+from launch.jobs.launch_record import JOBS, Asked
 from launch.jobs.launcher import Launcher, launched
 from launch.jobs.launcher_config import STAGES, TRAIN, SlurmConfig, launcher_config
 from launch.slurm import render_script
@@ -36,20 +35,19 @@ def is_dry_run(config: DictConfig) -> bool:
     return launcher_config(_values(config)["launcher"]).dry_run
 
 
-def launched_run(config: DictConfig, say: Say) -> AbstractContextManager[Launcher | None]:
+def launched_run(
+    config: DictConfig, say: Say, overrides: Sequence[str]
+) -> AbstractContextManager[Launcher | None]:
     """Have the stages of a run made where its group `launcher` says; see `launched`.
 
     Args:
         config: composed, of a root file that `launch.stages.settings.Settings` reads.
         say: called with what changes.
+        overrides: of the command line, for the record.
     """
     values = _values(config)
-    command = {
-        "overrides": [str(override) for override in HydraConfig.get().overrides.task],
-        "config": values,
-    }
     settings = Settings.from_config(config)
-    return launched(settings.launcher, settings.folder, say, command)
+    return launched(settings.launcher, settings.folder, say, Asked(values, overrides))
 
 
 def print_scripts(config: DictConfig, stages: Sequence[str] = STAGES) -> None:

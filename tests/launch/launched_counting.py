@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from counting_stage import counting_stage
 
+from launch.jobs.launch_record import Asked
 from launch.jobs.launcher import launched
 from launch.jobs.launcher_config import launcher_config
 
@@ -22,9 +23,9 @@ def main(folder: Path, options: list[str]) -> int:
         key, _, value = option.partition("=")
         values["name" if key == "launcher" else key] = yaml.safe_load(value)
     config = launcher_config(values)
-    command = {"overrides": options, "config": {"launcher": values}}
+    asked = Asked({"launcher": values}, options)
     try:
-        with launched(config, folder / "run", lambda line: print(line, flush=True), command):
+        with launched(config, folder / "run", lambda line: print(line, flush=True), asked):
             stage = counting_stage(folder / "stages", folder / "orders")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from tiny_run import run_python
 
 from launch import compare, retry, status
 from launch.jobs.job import UNITS, Job, jobs_below
+from launch.jobs.launch_record import last_launch
 
 SMALL = (
     "experiment=tiny",
@@ -83,6 +84,7 @@ def test_units_by_tasks_are_those_of_one_process(alone: Path, tmp_path: Path) ->
     assert job.shards == ("labels.random.1", "labels.entropy.1")
     assert [attempt.tasks for attempt in job.attempts()] == [(0, 1), (1,)]
     assert {job.stage for job in jobs_below(jobs)} == {"cache", "compare"}
+    assert sorted(last_launch(jobs)["overrides"]) == sorted([*SMALL, *TASKS])
 
 
 @pytest.fixture

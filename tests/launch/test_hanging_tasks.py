@@ -20,6 +20,7 @@ from hanging_rank import wait_for_each_other
 from launch.jobs.executor import run_job
 from launch.jobs.heartbeat import HangWatch
 from launch.jobs.job import RANKS, Attempt, Job
+from launch.jobs.launch_record import Asked
 from launch.jobs.launcher import launched
 from launch.jobs.launcher_config import LocalConfig
 from launch.jobs.local import LocalExecutor
@@ -64,7 +65,7 @@ def test_a_task_that_hangs_is_started_again(tmp_path: Path, hangs: Path) -> None
     config = LocalConfig(
         name="local", tasks=4, at_once=1, poll_seconds=0.2, hang_minutes=MINUTES, retries=1
     )
-    with launched(config, tmp_path / "run", said.append, {"overrides": [], "config": {}}):
+    with launched(config, tmp_path / "run", said.append, Asked({})):
         counting_stage(tmp_path / "stages", orders)
     job = Job.open(next((tmp_path / "run" / "jobs").glob("embed-*")))
     task = next(task for task in job.busy if "c" in job.shards_of(task))

@@ -17,7 +17,7 @@ import pytest
 
 from launch import retry
 from launch.jobs.job import SHARDS, Job
-from launch.jobs.launch_record import record_launch
+from launch.jobs.launch_record import Asked, record_launch
 from launch.jobs.launcher_config import SlurmConfig
 from launch.slurm import SlurmExecutor, render_script
 from launch.slurm.script import array_of
@@ -233,7 +233,7 @@ def test_a_controller_that_is_down_is_told_in_its_own_words(
 def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job of two tasks, of which a cluster holds the second; what is asked goes to `asked`."""
     jobs = tmp_path / "run" / "jobs"
-    record_launch(jobs, "code-1", {"config": {"launcher": {"name": "slurm"}}})
+    record_launch(jobs, "code-1", Asked({"launcher": {"name": "slurm"}}))
     job = Job.create(
         jobs / "embed-1",
         stage="embed",

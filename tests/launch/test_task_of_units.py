@@ -14,6 +14,7 @@ from launch.comparing.unit_tasks import run_units_by_tasks
 from launch.comparing.units import Comparison, Unit
 from launch.jobs.executor import ENDED, RUNNING, JobError, TaskState
 from launch.jobs.job import UNITS, Attempt, Job, jobs_below
+from launch.jobs.launch_record import Asked
 from launch.jobs.launcher import Launcher
 from launch.jobs.launcher_config import LocalConfig
 from launch.jobs.unit_result import UNIT_FILE, read_unit
@@ -111,7 +112,7 @@ class Command:
         self.executor = AtOnce()
         local = LocalConfig(name="local", tasks=2, retries=0, poll_seconds=0.001)
         self.launcher = Launcher(
-            local, Path("runs/tiny/jobs"), self.said.append, "give it again", {"config": {}}
+            local, Path("runs/tiny/jobs"), self.said.append, "give it again", Asked({})
         )
         self.launcher.executor = self.executor
 
