@@ -22,10 +22,10 @@ from vlmae.config import as_dict, build, checked, command
 from vlmae.data.decode import DecodePolicy
 from vlmae.data.labels import read_labels
 from vlmae.data.loader import LoaderConfig
-from vlmae.data.prefix_cache import PrefixConfig
+from vlmae.data.prefix_cache import PrefixConfig, has_cache_of_towers
 from vlmae.data.prepare import data_config
 from vlmae.data.redaction import require_redacted
-from vlmae.data.token_source import Say, TokenSource, open_source
+from vlmae.data.token_source import Say, TokenSource, no_cache, open_source
 from vlmae.data.whitening import whiten
 from vlmae.growing.settings import growing_of
 from vlmae.loggers import LoggerConfig
@@ -85,7 +85,8 @@ def require_trainable(values: Mapping[str, Any], ranks: Ranks) -> None:
         ranks: as many as will train; not connected.
 
     Raises:
-        ValueError: a value is wrong, or labels or the prepared data set are absent.
+        ValueError: a value is wrong, or labels, the prepared data set or the required cache of
+            its tokens are absent.
     """
     tasks = checked("task.names", list[str], values["task"]["names"])
     config = build("trainer", TrainConfig, values["trainer"])
@@ -94,13 +95,16 @@ def require_trainable(values: Mapping[str, Any], ranks: Ranks) -> None:
     build("optimizer", OptimizerConfig, values["optimizer"])
     build("logger", LoggerConfig, values["logger"])
     build("decode", DecodePolicy, values["decode"])
-    build("prefix", PrefixConfig, values["prefix"])
-    tower_nodes(values)
+    prefix = build("prefix", PrefixConfig, values["prefix"])
+    towers = tower_nodes(values)
     growing_of(values, tasks)
     for name in ("labels", "validation"):
         read_labels(values[name], name, tasks)
     if values["data"].get("source") == PREPARED:
-        prepared_data(values, Path(values["runs"]) / "stages", verify=False)
+        root = Path(values["runs"]) / "stages"
+        data = prepared_data(values, root, verify=False)
+        if prefix.use == "require" and not has_cache_of_towers(root, data, *towers, prefix.dtype):
+            raise no_cache(root)
     else:
         data_config(values["data"])
 

@@ -36,11 +36,13 @@ from lsb.artifact import (
     OnPart,
     Part,
     Stage,
+    canonical,
     open_stage,
     stage_directory,
     work_on_stage,
 )
 from lsb.ids import IdArray
+from lsb.manifest import parse_manifest
 from vlmae.data.decode import DecodePolicy
 from vlmae.data.encode import EncodedShard, encode_shard
 from vlmae.data.index import INDEX_ENDING
@@ -189,6 +191,31 @@ def find_cache(root: Path, prefix: Prefix) -> PrefixCache | None:
         return None
     path = stage_directory(root, STAGE, **_spec(prefix))
     return PrefixCache(open_stage(path)) if path.is_dir() else None
+
+
+def has_cache_of_towers(
+    root: Path, data: Stage, vl: Mapping[str, Any], audio: Mapping[str, Any], dtype: str
+) -> bool:
+    """Whether some finished cache of a data set was made with these towers.
+
+    For whoever must not load them: what `find_cache` compares besides, such as the hash of their
+    weights, is not looked at.
+
+    Args:
+        root: folder of all stages.
+        data: the finished `prepare` stage.
+        vl: Hydra node of the vision-language backbone, as of `vlmae.settings.tower_nodes`.
+        audio: Hydra node of the audio backbone.
+        dtype: of the stored tokens.
+    """
+    wanted = {"dtype": dtype, "towers": {"vl": dict(vl), "audio": dict(audio)}}
+    for file in root.glob(f"{STAGE}-*[0-9a-f]/manifest.json"):
+        manifest = parse_manifest(file.read_bytes(), str(file))
+        made = {key: manifest["config"].get(key) for key in wanted}
+        same = manifest["inputs"] == {"data": data.content}
+        if same and canonical(made) == canonical(wanted):
+            return True
+    return False
 
 
 def require_few_skipped(counts: Counts, limit: float, path: Path) -> None:

@@ -215,6 +215,18 @@ def in_source(table: pa.Table, source: TokenSource) -> pa.Table:
     return table.take(order)
 
 
+def no_cache(root: Path) -> ValueError:
+    """The error of a required cache that is absent.
+
+    Args:
+        root: folder of all stages.
+    """
+    return ValueError(
+        f"prefix.use=require, and there is no finished cache of these tokens in {root}: run "
+        "python -m vlmae.cache with the same config, or set prefix.use=auto"
+    )
+
+
 def open_source(root: Path, prefix: Prefix, say: Say) -> TokenSource:
     """The cache of these tokens where it is finished, else the media.
 
@@ -235,10 +247,7 @@ def open_source(root: Path, prefix: Prefix, say: Say) -> TokenSource:
         say(f"tokens from the cache {cache.stage.path.name}")
         return CachedTokens(cache)
     if use == "require":
-        raise ValueError(
-            f"prefix.use=require, and there is no finished cache of these tokens in {root}: run "
-            "python -m vlmae.cache with the same config, or set prefix.use=auto"
-        )
+        raise no_cache(root)
     if uncacheable:
         say("no cache: the config trains from the inputs on or at random; clips are decoded live")
     else:
