@@ -320,31 +320,32 @@ def _embed_fused_shard(
     output: Path,
 ) -> Counts:
     torch.set_num_threads(config.threads)
-    checkpoint = _checkpoint(path, source.identities)
+    checkpoint, calibration = _checkpoint(path, source.identities)
     score = partial(
         predict,
         checkpoint.model.to(device_of(config.accelerator, "embed.accelerator")),
         inputs=scoring.inputs,
         seed=scoring.seed,
         dropout_samples=scoring.dropout_samples,
-        calibration=Calibration.of(checkpoint),
+        calibration=calibration,
     )
     tasks = checkpoint.model.tasks
     return _write_fused(source, config, scoring.only, score, tasks, search, shard, output)
 
 
-_LOADED: dict[tuple[str, int, str], Checkpoint] = {}
+_LOADED: dict[tuple[str, int, str], tuple[Checkpoint, Calibration]] = {}
 
 
-def _checkpoint(path: Path, frozen: Mapping[str, Any]) -> Checkpoint:
+def _checkpoint(path: Path, frozen: Mapping[str, Any]) -> tuple[Checkpoint, Calibration]:
     """The checkpoint that the shards of a store have in common, loaded once a process.
 
-    Building a model takes longer than scoring a shard of a few hundred clips with it.
+    Building a model and its objective takes longer than scoring a few hundred clips with it.
     """
     key = (str(path), path.stat().st_mtime_ns, fingerprint(frozen))
     if key not in _LOADED:
         _LOADED.clear()  # one at a time
-        _LOADED[key] = load_checkpoint(path, frozen)
+        checkpoint = load_checkpoint(path, frozen)
+        _LOADED[key] = checkpoint, Calibration.of(checkpoint)
     return _LOADED[key]
 
 

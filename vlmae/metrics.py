@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 FloatArray = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
+IndexArray = npt.NDArray[np.integer]
+Weights = npt.NDArray[np.int32]
 BINS = 15
 
 
@@ -173,19 +176,32 @@ def metric_means(
     seed: int,
 ) -> dict[str, FloatArray]:
     """Metric -> `seed_means`; clips are drawn, and sorted, once for all."""
-    count, generator = scores_SN.shape[1], np.random.default_rng(seed)
-    weights = np.ones((resamples + 1, count))
-    if count:
-        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    seeds, count = scores_SN.shape
+    weights, drawn = _draws(seeds, count, resamples, seed)
     by_seed = [_weighted(metrics, row, labels, weights, target) for row in scores_SN]
-    seeds = len(scores_SN)
-    drawn = generator.integers(seeds, size=(resamples, seeds))
     found = {}
     for metric in metrics:
         values = np.stack([one[metric] for one in by_seed])
         means = values[drawn, np.arange(1, resamples + 1)[:, None]].mean(axis=1)
         found[metric] = np.append(values[:, 0].mean(), means)
     return found
+
+
+@lru_cache(maxsize=1)
+def _draws(seeds: int, count: int, resamples: int, seed: int) -> tuple[Weights, IndexArray]:
+    """How often the sample, then each resample, has each clip, and which seeds each resample has.
+
+    Drawn once for the tasks and models that are resampled alike.
+
+    Returns:
+        (1 + resamples, count) int32, the first row all ones, and (resamples, seeds); not to be
+        written to.
+    """
+    generator = np.random.default_rng(seed)
+    weights = np.ones((resamples + 1, count), np.int32)
+    if count:
+        weights[1:] = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    return weights, generator.integers(seeds, size=(resamples, seeds))
 
 
 def percentile_interval(means: FloatArray, level: float = 0.95) -> Interval:
@@ -207,7 +223,7 @@ def choose_threshold(scores: FloatArray, labels: BoolArray, target: float) -> fl
     _check(scores, labels)
     if not labels.any():
         return 0.5
-    cuts, precision, recall = _curve(scores, labels, np.ones((1, len(scores))))
+    cuts, precision, recall = _curve(scores, labels, np.ones((1, len(scores)), np.int32))
     reached = precision[0] >= target
     if reached.any():
         best = int(np.flatnonzero(reached)[np.argmax(recall[0][reached])])
@@ -254,7 +270,7 @@ def calibration_error(scores: FloatArray, labels: BoolArray) -> float:
 
 
 def _of_sample(metric: str, scores: FloatArray, labels: BoolArray, target: float = 1.0) -> float:
-    weights = np.ones((1, len(scores)))
+    weights = np.ones((1, len(scores)), np.int32)
     return float(_weighted([metric], scores, labels, weights, target)[metric][0])
 
 
@@ -262,7 +278,7 @@ def _weighted(
     metrics: Sequence[str],
     scores: FloatArray,
     labels: BoolArray,
-    weights_RN: FloatArray,
+    weights_RN: Weights,
     target: float,
 ) -> dict[str, FloatArray]:
     """Metric -> (R,) its value under each row of clip weights; NaN without clips or positives."""
@@ -286,15 +302,15 @@ def _check(scores: FloatArray, labels: BoolArray) -> None:
 
 
 def _curve(
-    scores: FloatArray, labels: BoolArray, weights_RN: FloatArray
+    scores: FloatArray, labels: BoolArray, weights_RN: Weights
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Distinct scores descending (T,), precision (R, T) and recall (R, T) of `score >= cut`."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     last_of_cut = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     weights = weights_RN[:, order]
-    called = np.cumsum(weights, axis=1)[:, last_of_cut]
-    hits = np.cumsum(weights * labels[order], axis=1)[:, last_of_cut]
+    called = np.cumsum(weights, axis=1, dtype=np.int32)[:, last_of_cut]
+    hits = np.cumsum(weights * labels[order], axis=1, dtype=np.int32)[:, last_of_cut]
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(called > 0, hits / called, 0.0)
         recall = hits / hits[:, -1:]

@@ -15,6 +15,7 @@ from lsb.artifact import fingerprint
 from vlmae.data.batches import Batch, ClipBatch
 from vlmae.data.decode import Clip
 from vlmae.data.token_table import widths
+from vlmae.devices import seed_draws
 from vlmae.growing.clock import EpochClock
 from vlmae.model import Output, VlmaeModel
 from vlmae.objectives import Objective
@@ -137,7 +138,7 @@ class VlmaeModule(LightningModule):
     def on_train_batch_start(self, batch: Batch | ClipBatch, batch_idx: int) -> None:
         """Seed what is drawn in this step."""
         step = self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed(int(fingerprint([self.seed, self.global_rank, step])[:15], 16))
+        seed_draws(int(fingerprint([self.seed, self.global_rank, step])[:15], 16), self.device)
 
     def training_step(self, batch: Batch | ClipBatch, _: int) -> dict[str, Tensor]:
         """Loss of the fused logits plus that of both unimodal heads.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.jobs.unit_result import UNIT_FILE, read_unit
-from launch.rounds.found import answers_of, found_in_round, scored_pool
+from launch.rounds.found import answers_by_round, found_in_round, scored_pool
 from launch.rounds.growth import GrowthRound, grow
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
@@ -153,8 +153,7 @@ class Comparison:
         """
         found = []
         with Ledger.open(place / "ledger.sqlite", create=False) as ledger:
-            for number in range(len(rounds)):
-                answers = answers_of(ledger, number)
+            for number, answers in enumerate(answers_by_round(ledger, len(rounds))):
                 before = rounds[number - 1] if number else None
                 pool = None
                 if before is not None:
@@ -164,12 +163,7 @@ class Comparison:
                         model = before.stages["train"][0]
                         stage = embed_scored(settings, self.shared, model, "pool", asked)
                         pool = Store.open(stage.path)
-                found.append(
-                    {
-                        task: found_in_round(answers, before, pool, task, self.confidence)
-                        for task in settings.tasks
-                    }
-                )
+                found.append(found_in_round(answers, before, pool, settings.tasks, self.confidence))
         return found
 
 

@@ -15,7 +15,13 @@ from rich.console import Console
 
 from launch.rounds.account_report import account_table, draw_account
 from launch.rounds.arms import Arms
-from launch.rounds.found import Item, answers_of, found_in_round, operating_threshold, scored_pool
+from launch.rounds.found import (
+    Item,
+    answers_by_round,
+    found_in_round,
+    operating_threshold,
+    scored_pool,
+)
 from launch.rounds.growth import GrowthRound
 from launch.rounds.summary import COMPOSED, SYNTHETIC
 from lsb import ids as sample_ids
@@ -83,7 +89,7 @@ def account(arms: Arms, assumed: Prices | None = None) -> dict[str, Any]:
     rounds = arms.rounds[settings.arm]
     confidence = settings.expand.broadening.confidence
     with _ledger(arms, settings.arm) as ledger:
-        answers = [answers_of(ledger, number) for number in range(len(rounds))]
+        answers = answers_by_round(ledger, len(rounds))
         recorded = ledger.costs()
         costs = cumulative_costs(recorded or _assumed(assumed, answers), len(rounds))
         chosen = Counter(row["round"] for row in ledger.candidacies())
@@ -97,10 +103,7 @@ def account(arms: Arms, assumed: Prices | None = None) -> dict[str, Any]:
                 "labels": entry.labels,
                 "asked": chosen[number] if number else len({clip for clip, _ in given}),
                 "answers": len(given),
-                "found": {
-                    task: found_in_round(given, before, pool, task, confidence)
-                    for task in settings.tasks
-                },
+                "found": found_in_round(given, before, pool, settings.tasks, confidence),
                 **{
                     clips: _changes(clips, before, entry, settings.tasks, confidence)
                     for clips in ("test", "gold")
@@ -222,7 +225,7 @@ def _random_curve(arms: Arms, assumed: Prices | None) -> dict[str, Any] | None:
         return None
     rounds = arms.rounds[RANDOM]
     with _ledger(arms, RANDOM) as ledger:
-        answers = [answers_of(ledger, number) for number in range(len(rounds))]
+        answers = answers_by_round(ledger, len(rounds))
         costs = cumulative_costs(ledger.costs() or _assumed(assumed, answers), len(rounds))
     return {
         "labels": [entry.labels for entry in rounds],

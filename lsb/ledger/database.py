@@ -99,7 +99,9 @@ def insert_absent(connection: sa.Connection, table: sa.Table, rows: list[Row]) -
 
 def all_rows(connection: sa.Connection, query: sa.Select[Any]) -> list[Row]:
     """Everything a query gives, in the database's order."""
-    return [dict(row) for row in connection.execute(query).mappings()]
+    result = connection.execute(query)
+    names = tuple(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]
 
 
 def version_of(engine: sa.Engine | sa.Connection) -> int | None:
