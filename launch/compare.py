@@ -4,7 +4,7 @@
 unit (protocol, arm, seed) runs in one process from first labels to last, as many side by side as
 `compare.processes`; `launcher=slurm` has each made by a job of a cluster (docs/slurm.md), and
 `--dry-run` prints their scripts. Started again, finished units are read. Writes
-runs/<name>/compare.json.
+runs/<name>_compare/compare.json: runs/<name> is the folder of the round of that name.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from vlmae.data.prepare import read_truth
 
 EVERY_ARM = "all"
 LISTED = ("arm", "seed")
+OF_COMPARISON = "_compare"
+"""Behind the name of a folder: that of the round of the same name has another content."""
 SHARED_STAGES = ("sources", "prepare", "cache")
 """Stages of all units, made before them by tasks of their own; a unit makes the others itself."""
 _CHOICES: dict[str, list[str]] = {}  # what the command line lists, which Hydra would refuse
@@ -128,6 +130,7 @@ def units_of(
 def _compare(config: DictConfig) -> None:
     """Run every unit that is not finished, then print the table."""
     console = Console(log_path=False)
+    config.name = f"{config.name}{OF_COMPARISON}"
     values = cast(dict[str, Any], as_dict(config))
     chosen = build("compare", CompareConfig, values["compare"])
     settings = Settings.from_config(config)

@@ -43,14 +43,14 @@ def test_units_by_jobs_are_those_of_one_machine(cluster: Cluster, tmp_path: Path
         shutil.copytree(stage, there / "runs" / "stages" / stage.name)
 
     first = cluster.start(sys.executable, *COMPARE, *SLURM, cwd=there)
-    run = there / "runs" / "tiny"
+    run = there / "runs" / "tiny_compare"
     until(lambda: list(run.glob("jobs/compare-*/started/*.json")), "a unit is begun", 600)
     cluster.kill("launch.compare")
     first.communicate(timeout=60)
     code, out, err = cluster.python(*COMPARE, *SLURM, cwd=there)
     assert code == 0, f"{out}\n{err}"
 
-    tables = [folder / "runs" / "tiny" / "compare.json" for folder in (local, there)]
+    tables = [folder / "runs" / "tiny_compare" / "compare.json" for folder in (local, there)]
     assert tables[0].read_bytes() == tables[1].read_bytes()
     trained = {
         stage.name: open_stage(stage).content

@@ -44,11 +44,11 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "runs" / "tiny" / "compare.json").read_text())
+    return json.loads((folder / "runs" / "tiny_compare" / "compare.json").read_text())
 
 
 def unit_of(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / "runs" / "tiny" / "units" / name / "unit.json").read_text())
+    return json.loads((folder / "runs" / "tiny_compare" / "units" / name / "unit.json").read_text())
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_started_again_it_reads_what_is_finished(compared: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_in_the_middle_it_ends_with_the_same_table(compared: Path, tmp_path: Path) -> None:
-    runs = tmp_path / "runs" / "tiny" / "units"
+    runs = tmp_path / "runs" / "tiny_compare" / "units"
     started = subprocess.Popen(
         [sys.executable, "-m", "launch.compare", *COMPARED],
         cwd=tmp_path,
@@ -127,7 +127,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(compared: Path, tmp_pa
         time.sleep(0.2)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
-    assert not (tmp_path / "runs" / "tiny" / "compare.json").exists()
+    assert not (tmp_path / "runs" / "tiny_compare" / "compare.json").exists()
     done = run_python("-m", "launch.compare", *COMPARED, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert summary_of(tmp_path) == summary_of(compared)
@@ -143,7 +143,7 @@ def test_workers_end_with_the_command_that_is_killed(tmp_path: Path) -> None:
     )
     deadline = time.monotonic() + 400
     command = psutil.Process(started.pid)
-    while not (tmp_path / "runs" / "tiny" / "units").is_dir() and started.poll() is None:
+    while not (tmp_path / "runs" / "tiny_compare" / "units").is_dir() and started.poll() is None:
         assert time.monotonic() < deadline, "no unit was started: run the command by hand"
         time.sleep(0.2)
     workers = command.children(recursive=True)

@@ -54,7 +54,7 @@ def test_it_ends_with_both_tables_for_seen_and_unseen_speakers(tmp_path: Path) -
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "runs" / "avt_policy" / "compare.json").read_text())
+    summary = json.loads((tmp_path / "runs" / "avt_policy_compare" / "compare.json").read_text())
     assert list(summary["arms"]) == ["labels", "scoring"]
     pool = summary["arms"]["labels"]["entropy"]["scored"]
     for protocol, arms in summary["arms"].items():

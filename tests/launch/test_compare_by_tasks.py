@@ -48,11 +48,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "runs" / "tiny" / "compare.json").read_text())
+    return json.loads((folder / "runs" / "tiny_compare" / "compare.json").read_text())
 
 
 def units_job(folder: Path) -> Job:
-    (job,) = (job for job in jobs_below(folder / "runs" / "tiny" / "jobs") if job.kind == UNITS)
+    (job,) = (
+        job for job in jobs_below(folder / "runs" / "tiny_compare" / "jobs") if job.kind == UNITS
+    )
     return job
 
 
@@ -69,7 +71,7 @@ def test_units_by_tasks_are_those_of_one_process(alone: Path, tmp_path: Path) ->
         stderr=subprocess.STDOUT,
         text=True,
     )
-    jobs = tmp_path / "runs" / "tiny" / "jobs"
+    jobs = tmp_path / "runs" / "tiny_compare" / "jobs"
     deadline = time.monotonic() + 900
     while not list(jobs.glob("compare-*/started/1.json")):
         assert time.monotonic() < deadline
@@ -112,7 +114,7 @@ def test_a_unit_that_fails_stops_no_other_and_retry_works(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(alone / "runs", tmp_path / "runs")
-    run = tmp_path / "runs" / "tiny"
+    run = tmp_path / "runs" / "tiny_compare"
     shutil.rmtree(run / "units")
     (run / "compare.json").unlink()
     (run / "units").mkdir()
@@ -122,13 +124,17 @@ def test_a_unit_that_fails_stops_no_other_and_retry_works(
     assert ended.value.code == 1
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
-    for told in ("task 0 (labels.random.1) of 2 failed", "File exists", "launch.retry runs/tiny"):
+    for told in (
+        "task 0 (labels.random.1) of 2 failed",
+        "File exists",
+        "launch.retry runs/tiny_compare",
+    ):
         assert told in line
     assert "warning: compare.processes has no effect" in printed.out
     assert units_job(tmp_path).missing() == [0]
     assert not (run / "compare.json").exists()
 
-    assert status.main(["runs/tiny"]) == 0
+    assert status.main(["runs/tiny_compare"]) == 0
     page = capsys.readouterr().out
     assert "stopped" in page
     assert " 1/2 " in page
