@@ -20,8 +20,9 @@ from lsb.artifact import Stage
 from lsb.kept import keep
 from vlmae.config import as_dict, build, checked, command
 from vlmae.data.decode import DecodePolicy
-from vlmae.data.labels import read_labels
+from vlmae.data.labels import WEIGHT, read_labels
 from vlmae.data.loader import LoaderConfig
+from vlmae.data.order import BatchOrder
 from vlmae.data.prefix_cache import PrefixConfig, has_cache_of_towers
 from vlmae.data.prepare import data_config
 from vlmae.data.redaction import require_redacted
@@ -86,20 +87,26 @@ def require_trainable(values: Mapping[str, Any], ranks: Ranks) -> None:
 
     Raises:
         ValueError: a value is wrong, or labels, the prepared data set or the required cache of
-            its tokens are absent.
+            its tokens are absent, or there are too few labels for a step of all ranks.
     """
     tasks = checked("task.names", list[str], values["task"]["names"])
     config = build("trainer", TrainConfig, values["trainer"])
     build("strategy", StrategyConfig, values["strategy"]).check(config.accelerator, ranks)
-    build("loader", LoaderConfig, values["loader"])
+    loader = build("loader", LoaderConfig, values["loader"])
     build("optimizer", OptimizerConfig, values["optimizer"])
     build("logger", LoggerConfig, values["logger"])
     build("decode", DecodePolicy, values["decode"])
     prefix = build("prefix", PrefixConfig, values["prefix"])
     towers = tower_nodes(values)
     growing_of(values, tasks)
-    for name in ("labels", "validation"):
-        read_labels(values[name], name, tasks)
+    labelled = read_labels(values["labels"], "labels", tasks)
+    read_labels(values["validation"], "validation", tasks)
+    BatchOrder(
+        labelled.num_rows,
+        world=ranks.size,
+        config=loader.order(config.batch_size, config.seed, config.accumulate),
+        weights=loader.weighted(labelled, tasks)[WEIGHT].to_numpy(),
+    )
     if values["data"].get("source") == PREPARED:
         root = Path(values["runs"]) / "stages"
         data = prepared_data(values, root, verify=False)

@@ -32,7 +32,7 @@ from vlmae.best import BEST_FILE, KeepBest
 from vlmae.calibration import Calibration, calibrate
 from vlmae.callbacks import History, Quarantine, Trace, gather, write_history
 from vlmae.checkpoint import CHECKPOINT, build_model, save_checkpoint
-from vlmae.data.labels import label_matrix, labels_fingerprint, with_weights
+from vlmae.data.labels import label_matrix, labels_fingerprint
 from vlmae.data.loader import LoaderConfig
 from vlmae.data.token_source import LiveTokens, TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
@@ -193,12 +193,7 @@ def _plan(root: Path, training: Training) -> _Plan:
         without_tombstones(root, table) for table in (training.labelled, training.validation)
     )
     training = replace(training, labelled=labelled, validation=validation)
-    weighted = with_weights(
-        training.labelled,
-        training.tasks,
-        positive_weight=training.loader.positive_weight,
-        new_weight=training.loader.new_weight,
-    )
+    weighted = training.loader.weighted(training.labelled, training.tasks)
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_HASHED}
     if config.keep == "last":  # then validation is only looked at
         del settings["validate_every"]

@@ -13,7 +13,7 @@ from lsb import ids as sample_ids
 from lsb.ids import IdArray
 from vlmae.data.batches import CachedClips, LiveClips
 from vlmae.data.encode import QUARANTINE_SCHEMA
-from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint, with_weights
+from vlmae.data.labels import WEIGHT, label_matrix, labels_fingerprint
 from vlmae.data.loader import ClipLoader
 from vlmae.data.order import BatchOrder
 from vlmae.data.token_source import CachedTokens, LiveTokens, TokenSource, in_source
@@ -48,12 +48,7 @@ def training_set(training: Training, labelled: pa.Table) -> TrainingSet:
     Raises:
         ValueError: no clip can be decoded, or one is not in the data set.
     """
-    asked = with_weights(
-        labelled,
-        training.tasks,
-        positive_weight=training.loader.positive_weight,
-        new_weight=training.loader.new_weight,
-    )
+    asked = training.loader.weighted(labelled, training.tasks)
     usable = in_source(asked, training.source)
     if usable.num_rows == 0:
         raise ValueError(

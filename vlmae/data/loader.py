@@ -9,17 +9,19 @@ trainer across the end of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lsb.artifact import fingerprint
+from vlmae.data.labels import with_weights
 from vlmae.data.order import BatchOrder, Indices, OrderConfig
 
 VERSION = 1
@@ -61,6 +63,12 @@ class LoaderConfig:
         """The part that decides which clips make up which batch."""
         return OrderConfig(
             batch_size, seed, self.run_clips, self.bucket_batches, self.remainder, accumulate
+        )
+
+    def weighted(self, table: pa.Table, tasks: Sequence[str]) -> pa.Table:
+        """A training set with the draws of each clip; see `vlmae.data.labels.with_weights`."""
+        return with_weights(
+            table, tasks, positive_weight=self.positive_weight, new_weight=self.new_weight
         )
 
     def hashed(self) -> dict[str, Any]:
