@@ -2,7 +2,7 @@
 
 For every round of the main arm: labels asked, positives and confident errors found, what became of
 confident errors on test and gold clips, money and hours, and labels (and money) saved against the
-arm `random` at equal R@P. Runs what is not there yet, as `launch.compare`. Writes account.json and
+arm `random` at equal R@P. Runs what is not there yet, as `launch.round`. Writes account.json and
 account.png into the run's folder and prints one table (docs/account.md).
 """
 

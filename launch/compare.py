@@ -172,7 +172,7 @@ def _compare(config: DictConfig) -> None:
         _seen(settings, shared),
     )
     summary = summarise_comparison(settings.stages, results, settings.tasks, measure)
-    summary["data"] = {"name": settings.prepare.name, "measured": settings.clips.measured}
+    summary["data"] = {"name": settings.data.name, "measured": settings.clips.measured}
     write_json(folder.path / "compare.json", summary)
     print_comparison(summary, console)
     console.print(f"{folder.path}/compare.json", soft_wrap=True)
@@ -199,7 +199,7 @@ def _without_unit(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _seen(settings: Settings, shared: Shared) -> dict[bytes, bool]:
     """Id -> whether the speaker is heard in training; empty if the data hold no others."""
-    unseen = set(settings.prepare.unseen_speakers)
+    unseen = set(settings.data.unseen_speakers)
     if not unseen or settings.clips.measured != "test":
         return {}
     truth = read_truth(shared.data)

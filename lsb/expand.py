@@ -1,7 +1,7 @@
 """One round of data growth as a pure function: acquisition, seeds, LT, search, selection.
 
 Source: Sun et al. 2025, Latent Space Broadening with a lookalike threshold, as we reconstruct it
-(docs/methods.md, section 1). Nothing is read but the arguments and nothing is written.
+(docs/methods.md). Nothing is read but the arguments and nothing is written.
 """
 
 from __future__ import annotations

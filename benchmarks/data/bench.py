@@ -26,7 +26,7 @@ from vlmae.config import compose_config
 from vlmae.data.index import read_index
 from vlmae.data.labels import label_matrix
 from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
-from vlmae.data.prepare import prepare, read_truth
+from vlmae.data.prepare import PrepareConfig, prepare, read_truth
 from vlmae.data.token_source import CachedTokens
 from vlmae.data.whitening import whiten
 from vlmae.towers import Towers, build_towers
@@ -119,15 +119,22 @@ class Bench:
         given = [*chosen, *self.overrides, f"runs={self.runs}"]
         return Settings.from_config(compose_config("round", given))
 
+    @property
+    def composition(self) -> PrepareConfig:
+        """How the clips are composed."""
+        config = self.settings.data.composed
+        assert config is not None, "benchmarks compose their clips"
+        return config
+
     @cached_property
     def data(self) -> Stage:
         """The prepared clips; not timed."""
-        return prepare(self.settings.stages, self.settings.prepare)
+        return prepare(self.settings.stages, self.composition)
 
     @property
     def described(self) -> str:
         """The data set in words."""
-        config = self.settings.prepare
+        config = self.composition
         kind = (
             "AVT-compose (real media, composed labels; clips of avt_small)"
             if self.composed

@@ -31,9 +31,9 @@ Decode = Callable[[bytes, Sequence[int]], Decoded]
 def run(bench: Bench) -> list[Table]:
     decoders, absent = _decoders(bench)
     sets: dict[str, tuple[list[bytes], int]] = {
-        f"clips of the data set, {bench.settings.prepare.frame_size} px": (
+        f"clips of the data set, {bench.composition.frame_size} px": (
             media.small_clips(bench, 2 if bench.quick else 24),
-            bench.settings.prepare.frames,
+            bench.composition.frames,
         )
     }
     seconds = 1 if bench.quick else 10

@@ -15,7 +15,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.rounds.summary import COMPOSED, SYNTHETIC
 from launch.stages.settings import Settings
 from lsb.artifact import Stage
 from vlmae.data.labels import label_matrix
@@ -49,7 +48,7 @@ def summarise_variants(
     reference = "late" if "late" in steps else next(iter(steps))
     return {
         "experiment": settings.name,
-        "media": SYNTHETIC if settings.prepare.synthetic else COMPOSED,
+        "media": settings.data.media,
         "clips": dict(clips),
         "seeds": max(len(entries) for entries in results.values()),
         "target_precision": settings.evaluate.target_precision,

@@ -8,7 +8,7 @@ the run goes on when it is started again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,19 @@ from launch.stages.settings import Settings
 from launch.stages.shared import Shared
 from launch.stages.shortlist import with_provenance
 from lsb import ids as sample_ids
+from lsb.annotate import annotation_table
 from lsb.annotate.oracle import Oracle
 from lsb.annotate.simulated import COSTS, Judged, SimulatedAnnotators, SimulatedConfig
 from lsb.artifact import Counts, Part, Stage, run_stage
+from lsb.labelled import LABEL
 from lsb.ledger import HOURS, Ledger, Round
 from lsb.selection import CHOSEN
 from vlmae.data.tombstones import without_tombstones
 
 LABELLING = ("oracle", "human")
 """Sources of the labels that a round trains on."""
+GIVEN = "given"
+"""Labeller of labels that came with the media."""
 WAITING = 75
 """Exit code of a run that waits for people: not a failure, come again (EX_TEMPFAIL)."""
 ANNOTATIONS_FILE, COSTS_FILE = "annotations.parquet", "costs.parquet"
@@ -53,8 +57,8 @@ def record_first_labels(
 ) -> None:
     """Round 0: the first labels and gold labels.
 
-    With people as annotators the first labels are those of the truth table: a round starts from
-    labels that are there.
+    With people as annotators the first labels are those of the truth table, or of the table that
+    came with their media: a round starts from labels that are there.
 
     Args:
         settings: of the arm.
@@ -63,7 +67,11 @@ def record_first_labels(
         first: id and key of the clips of split `first`.
         gold: schema `lsb.annotate.ANNOTATIONS`.
     """
-    judged = judge(settings, shared, first)
+    if settings.data.composed is None and isinstance(settings.oracle, HandOffConfig):
+        given = given_annotations(first, settings.tasks, source="human", labeller=GIVEN)
+        judged = Judged(given, COSTS.empty_table())
+    else:
+        judged = judge(settings, shared, first)
     record = Round(0, "first", checkpoint_hash="", store_hash="")
     _record(
         settings,
@@ -72,6 +80,30 @@ def record_first_labels(
         CHOSEN.empty_table(),
         pa.concat_tables([judged.annotations, gold]),
         judged.costs,
+    )
+
+
+def given_annotations(
+    clips: pa.Table, tasks: Sequence[str], *, source: str, labeller: str
+) -> pa.Table:
+    """Labels of a table as annotations, schema `lsb.annotate.ANNOTATIONS`.
+
+    Args:
+        clips: id, key, and `label_<task>` of each task; null where nobody knows.
+        tasks: names.
+        source: of the labels.
+        labeller: whose they are.
+    """
+    ids, keys = clips["id"].to_pylist(), clips["key"].to_pylist()
+    rows = [
+        (clip, key, task, label)
+        for task in sorted(tasks)
+        for clip, key, label in zip(ids, keys, clips[LABEL + task].to_pylist(), strict=True)
+        if label is not None
+    ]
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+    return annotation_table(
+        columns[0], columns[1], columns[2], columns[3], source=source, labeller=labeller
     )
 
 

@@ -23,7 +23,6 @@ from launch.rounds.found import (
     scored_pool,
 )
 from launch.rounds.growth import GrowthRound
-from launch.rounds.summary import COMPOSED, SYNTHETIC
 from lsb import ids as sample_ids
 from lsb.artifact import write_bytes, write_json
 from lsb.error_account import ModelAnswers, error_change
@@ -118,7 +117,7 @@ def account(arms: Arms, assumed: Prices | None = None) -> dict[str, Any]:
     return {
         "experiment": settings.name,
         "arm": settings.arm,
-        "data": SYNTHETIC if settings.prepare.synthetic else COMPOSED,
+        "data": settings.data.media,
         "evidence": "one seed; intervals are over test clips",
         "counted": COUNTED,
         "confidence": confidence,

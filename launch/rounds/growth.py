@@ -15,7 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from launch.labelling.annotation import LABELLING, label_round, record_first_labels
+from launch.labelling.annotation import (
+    LABELLING,
+    given_annotations,
+    label_round,
+    record_first_labels,
+)
 from launch.labelling.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
 from launch.rounds.growing import growing_in
 from launch.stages.clips import first_clips, gold_clips
@@ -26,7 +31,6 @@ from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Say, Shared, evaluate_stage, train_stage
 from launch.stages.shortlist import choice
-from lsb.annotate import annotation_table
 from lsb.artifact import Stage
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
@@ -186,20 +190,9 @@ class _Clock:
 def _record_first_labels(settings: Settings, shared: Shared, ledger: Ledger) -> None:
     """Round 0: the first labels by the annotator, and gold labels that no training sees."""
     first, gold = first_clips(settings, shared.truth), gold_clips(settings, shared.truth)
-    keys = gold["key"].to_pylist()
-    known = [
-        (clip, key, task, label)
-        for task in sorted(settings.tasks)
-        for clip, key, label in zip(
-            gold["id"].to_pylist(), keys, gold[LABEL + task].to_pylist(), strict=True
-        )
-    ]
-    if not known:
+    trusted = given_annotations(gold, settings.tasks, source="gold", labeller="gold")
+    if not trusted.num_rows:
         raise ValueError("no gold clip can be decoded: give data.gold at least a few clips")
-    columns = [list(column) for column in zip(*known, strict=True)]
-    trusted = annotation_table(
-        columns[0], columns[1], columns[2], columns[3], source="gold", labeller="gold"
-    )
     record_first_labels(settings, shared, ledger, first, trusted)
 
 

@@ -14,9 +14,6 @@ from launch.stages.settings import Settings
 from launch.stages.shared import Shared
 from vlmae.metrics import percentage
 
-SYNTHETIC = "SYNTHETIC media made by a program"
-COMPOSED = "real media with composed labels"
-
 
 def summarise(
     settings: Settings,
@@ -39,9 +36,9 @@ def summarise(
     return {
         "experiment": settings.name,
         "data": {
-            "name": settings.prepare.name,
-            "media": SYNTHETIC if settings.prepare.synthetic else COMPOSED,
-            "unseen_speakers": list(settings.prepare.unseen_speakers),
+            "name": settings.data.name,
+            "media": settings.data.media,
+            "unseen_speakers": list(settings.data.unseen_speakers),
             "clips": dict(sorted(shared.source.cache.stage.counts.items())),
         },
         "cache": _cache(settings, arms, shared),

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from launch.jobs.launcher_config import LauncherConfig, launcher_config
 from launch.stages.annotators import NOT_HASHED as ORACLE_NOT_HASHED
 from launch.stages.annotators import HandOffConfig, OracleConfig, oracle_config
+from launch.stages.data_set import DataSet
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
@@ -27,12 +28,11 @@ from vlmae.config import as_dict, build, checked
 from vlmae.data.decode import DecodePolicy
 from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
-from vlmae.data.prepare import TASKS, PrepareConfig, data_config
 from vlmae.evaluation import EvaluateConfig
 from vlmae.growing.config import GrowingConfig
 from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
-from vlmae.settings import PREPARED, model_config, tower_nodes
+from vlmae.settings import model_config, tower_nodes
 from vlmae.strategy import StrategyConfig
 from vlmae.trainer import TrainConfig
 from vlmae.training import NOT_HASHED
@@ -41,6 +41,7 @@ from vlmae.training import NOT_HASHED
 NOT_IDENTITY = ("runs", "rounds", "arms", "controls", "logger", "launcher", "compare", "pilot")
 NOT_IDENTITY_OF = {
     "data": ("sources", "cache", "processes"),
+    "clips": ("labels",),
     "prefix": ("processes", "use"),
     "variants": ("processes",),
     "loader": ("workers", "prefetch"),
@@ -73,11 +74,13 @@ class ClipsConfig:
         gold: clips of the split gold that are labelled, by the order of their ids, which are
             hashes; None takes all.
         measured: "test", or "development": the gold clips that are not labelled.
+        labels: table of what is known of media that exist already (`launch.stages.data_set`).
     """
 
     first: int | None = None
     gold: int | None = None
     measured: str = "test"
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("first", "gold"):
@@ -114,7 +117,7 @@ class Settings:
         arms: presets compared with it at equal budgets.
         controls: whether models without one modality are trained for comparison.
         tasks: task names, in the order of the heads.
-        prepare: the data set.
+        data: the data set, and what is known of its clips.
         vl: Hydra node of the vision-language backbone.
         audio: Hydra node of the audio backbone.
         decode: which frames are read.
@@ -147,7 +150,7 @@ class Settings:
     arms: tuple[str, ...]
     controls: bool
     tasks: tuple[str, ...]
-    prepare: PrepareConfig
+    data: DataSet
     vl: dict[str, Any]
     audio: dict[str, Any]
     decode: DecodePolicy
@@ -204,9 +207,8 @@ class Settings:
         for key, kind in KINDS.items():
             values[key] = checked(key, kind, values[key])
         tasks = tuple(checked("task.names", list[str], values["task"]["names"]))
-        unknown = sorted(set(tasks) - set(TASKS))
-        if unknown:
-            raise ValueError(f"task.names has {unknown}, the data have {list(TASKS)}")
+        clips = build("clips", ClipsConfig, values["clips"])
+        data = DataSet.from_values(values["data"], clips.labels, tasks)
         if values["rounds"] < 0:
             raise ValueError(f"rounds is {values['rounds']}: give 0 or more")
         if values["name"] == "stages" or not re.fullmatch(r"[A-Za-z0-9_-]+", values["name"]):
@@ -214,6 +216,8 @@ class Settings:
                 f"name is {values['name']!r}: use letters, digits, - and _ only, and not 'stages'"
             )
         acquisition = build("acquisition", AcquisitionConfig, values["acquisition"])
+        if not acquisition.task_weights:
+            acquisition = replace(acquisition, task_weights=dict.fromkeys(tasks, 1.0))
         untold = sorted(set(acquisition.task_weights) - set(tasks))
         if untold:
             raise ValueError(
@@ -241,7 +245,7 @@ class Settings:
             arms=tuple(values["arms"]),
             controls=values["controls"],
             tasks=tasks,
-            prepare=_composed(values["data"]),
+            data=data,
             vl=vl,
             audio=audio,
             decode=build("decode", DecodePolicy, values["decode"]),
@@ -255,7 +259,7 @@ class Settings:
             train=build("trainer", TrainConfig, values["trainer"]),
             logger=build("logger", LoggerConfig, values["logger"]),
             evaluate=build("evaluation", EvaluateConfig, values["evaluation"]),
-            clips=build("clips", ClipsConfig, values["clips"]),
+            clips=clips,
             shortlist=build("shortlist", ShortlistConfig, values["shortlist"]),
             expand=ExpandConfig(
                 acquisition=acquisition,
@@ -307,18 +311,3 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         del kept["strategy"]["communication_data_type"]
     world = launcher_config(values["launcher"]).world
     return kept if world == 1 else {**kept, "ranks": world}
-
-
-def _composed(values: dict[str, Any]) -> PrepareConfig:
-    """A data set whose truth is known, which the simulated annotator needs.
-
-    Raises:
-        ValueError: it is made of media that exist, without labels.
-    """
-    config = None if values.get("source") == PREPARED else data_config(values)
-    if not isinstance(config, PrepareConfig):
-        raise ValueError(
-            f"data={values.get('name')} has no truth for the simulated annotator: run the round on "
-            "data=generated or data=avt_compose; vlmae.train takes labels from a file"
-        )
-    return config

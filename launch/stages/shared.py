@@ -8,17 +8,19 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from launch.jobs.launcher import launched_training
+from launch.stages.annotators import HandOffConfig
 from launch.stages.clips import measured_clips
+from launch.stages.data_set import require_labelled_pool
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from lsb.artifact import Stage
-from lsb.labelled import LABEL
+from vlmae.data.index import read_index
 from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
-from vlmae.data.prepare import prepare, read_truth
 from vlmae.data.token_source import CachedTokens, in_source
 from vlmae.data.whitening import whiten
 from vlmae.evaluation import evaluate
 from vlmae.growing.config import Growing
+from vlmae.settings import prepared_data
 from vlmae.towers import build_towers
 from vlmae.training import Training
 
@@ -47,7 +49,11 @@ class Shared:
 def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     """Prepare the data and compute the frozen tokens, or reuse both."""
     say("prepare")
-    data = folder.use(prepare(settings.stages, settings.prepare))
+    data = prepared_data({"data": settings.data.node}, settings.stages)
+    truth = settings.data.truth(data, settings.tasks)
+    if not isinstance(settings.oracle, HandOffConfig):
+        require_labelled_pool(settings.data, truth, read_index(data))
+    folder.use(data)  # what is refused by now has no folder
     say("cache")
     towers = build_towers(settings.vl, settings.audio)
     if towers.uncacheable:
@@ -55,7 +61,14 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
             f"a round trains from caches, and this cannot be cached: {towers.uncacheable}; "
             "vlmae.train trains live"
         )
-    prefix = Prefix(data, settings.vl, settings.audio, settings.decode, settings.prefix)
+    prefix = Prefix(
+        data,
+        settings.vl,
+        settings.audio,
+        settings.decode,
+        settings.prefix,
+        settings.data.storage_options,
+    )
     made = cache_prefix(settings.stages, prefix)
     assert made is not None, "one share of one is the whole cache"
     tokens = folder.use(made)
@@ -64,11 +77,6 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     whitened = folder.use(
         whiten(settings.stages, source, components=components, **settings.whitening)
     )
-    truth = read_truth(data)
-    labels = {task: truth[task] for task in settings.tasks}
-    truth = truth.select(["id", "key", "split"])
-    for task, column in labels.items():
-        truth = truth.append_column(LABEL + task, column)
     truth = in_source(truth, source)  # nobody can label what cannot be decoded
     seconds = {"prepare": data.seconds, "cache": tokens.seconds, "whiten": whitened.seconds}
     return Shared(data, source, whitened, truth, seconds)

@@ -191,7 +191,7 @@ def test_a_unit_changes_its_seed_arm_and_scoring_budget_alone() -> None:
     unit = unit_settings(Unit("scoring", "seals", 7), ["experiment=avt_policy"], 0.02)
     assert unit.train.seed == unit.expand.acquisition.seed == unit.shortlist.seed == 7
     assert (unit.shortlist.method, unit.shortlist.share) == ("seals", 0.02)
-    assert unit.prepare == base.prepare
+    assert unit.data == base.data
     assert unit.expand.selection == base.expand.selection
     assert unit.expand.acquisition.task_weights == {"policy": 1.0, "unsafe": 1.0}
 

@@ -62,8 +62,13 @@ def test_conf_dir_holds_the_roots() -> None:
 def test_every_option_composes_and_is_accepted(option: str) -> None:
     group, name = option.split("=")
     if group == "data" and name in UNLABELLED:
-        with pytest.raises(ValueError, match="no truth for the simulated annotator"):
+        with pytest.raises(ValueError, match=r"clips\.labels is not set"):
             composed(option)
+        assert composed(option, "clips.labels=labels.csv").data.composed is None
+        return
+    if option == "task=own":
+        own = composed(option, "task.names=[a,b]", "data=folder", "clips.labels=labels.csv")
+        assert own.expand.acquisition.task_weights == {"a": 1.0, "b": 1.0}
         return
     # A training that grows stands in for the rounds.
     settings = composed(option, *(["rounds=0"] if option == "growing=every" else []))
