@@ -139,19 +139,25 @@ def make_parts(
             for done, part in enumerate(parts, 1):
                 finished(done, _make_part(folder, part))
             return
+        others = set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
+        pool = ProcessPoolExecutor(
             min(processes, len(parts)), context, _exit_with_parent, (os.getpid(),)
-        ) as pool:
+        )
+        try:
             futures: list[Future[Counts]] = [
                 pool.submit(_make_part, folder, part) for part in parts
             ]
-            try:
-                for done, future in enumerate(as_completed(futures), 1):
-                    finished(done, future.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for done, future in enumerate(as_completed(futures), 1):
+                finished(done, future.result())
+        except BaseException as error:
+            if not isinstance(error, Exception):  # told to stop: no part is waited for
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()
+            raise
+        finally:
+            # Once: a second call, as at the end of `with`, would take the cancelling back.
+            pool.shutdown(cancel_futures=True)
 
 
 def borrow(

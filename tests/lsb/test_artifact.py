@@ -15,7 +15,7 @@ from filelock import FileLock
 from lsb.artifact import Part, Stage, StageError, open_stage, run_stage
 
 DRIVER = """
-import functools, os, sys, time
+import functools, os, signal, sys, time
 from pathlib import Path
 from lsb.artifact import Part, run_stage
 
@@ -27,6 +27,7 @@ def make(folder, name, seconds, log):
     return {"rows": 1}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
     root, log, processes, slow = sys.argv[1:]
     parts = [
         Part(n, (f"{n}.txt",), functools.partial(make, name=n, log=log,
@@ -193,6 +194,19 @@ def test_kill_leaves_no_orphans_and_the_next_run_gives_the_same_bytes(tmp_path: 
     assert "".join((path / f"{name}.txt").read_text() for name in "abcd") == "abcd"
     recorded = open_stage(path).manifest["parts"]["c"]["files"]["c.txt"]["sha256"]
     assert recorded == hashlib.sha256(b"c").hexdigest()
+
+
+def test_told_to_stop_it_waits_for_no_part(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(tmp_path, processes=2, slow=60)
+    wait_for(lambda: log.is_file() and len(log.read_text().splitlines()) == 4)
+    workers = [int(line.split()[1]) for line in log.read_text().splitlines()]
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert not any(alive(worker) for worker in workers)
+    (partial,) = (tmp_path / "runs").glob("s-*.partial")
+    assert sorted(file.stem for file in (partial / "parts").glob("*.json")) == ["a", "b"]
 
 
 def test_killed_at_the_rename_nothing_is_made_again(
