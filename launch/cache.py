@@ -59,8 +59,9 @@ def main(config: DictConfig) -> None:
     out, root = console(), Path(values["runs"]) / "stages"
     asked = Asked(values, task_overrides())
     with launched(launcher, run, partial(out.print, soft_wrap=True), asked):
-        prefix = prefix_of(values, require_redacted(root, prepared_data(values, root)))
-        stage = cache_prefix(root, prefix)
+        data = require_redacted(root, prepared_data(values, root))
+        keep(root, data, "launch.cache")  # now: while tasks wait, nobody else holds it
+        stage = cache_prefix(root, prefix_of(values, data))
     assert stage is not None, "one share of one is the whole cache"
     keep(root, stage, "launch.cache")
     out.print(describe(stage), soft_wrap=True)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.jobs.launcher_lock import ask_to_cancel
 from launch.jobs.run_jobs import RunJobs, active
 from lsb.console import console, run_command
 
@@ -34,8 +35,12 @@ def cancel(folder: Path) -> int:
     run = RunJobs.open(folder)
     out = console()
     stopped = 0
+    if run.at_work:
+        ask_to_cancel(folder)
+        out.print(f"{folder}: the command at work is told, and starts nothing more")
+        stopped += 1
     for job in run.jobs:
-        tasks = [] if job.finished else active(run.states(job))
+        tasks = active(run.states(job))  # of one that is finished, too: sent twice, or still ending
         if tasks:
             run.executor.cancel(job, job.attempts())
             out.print(f"{job.name}: tasks {', '.join(map(str, tasks))} cancelled")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.jobs.job import COME_AGAIN, PARENT, RANKS, SHARDS, TERMINATED, UNITS, Job
-from lsb.artifact import work_on_stage
+from lsb.artifact import waiting_for_others, work_on_stage
 from lsb.delegation import StageCall
 from lsb.progress import FILE, progressed
 
@@ -49,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _exit_with_parent()
     job = Job.open(options.folder)
-    attempt = job.attempts()[options.attempt - 1]
+    attempt = job.attempt(options.attempt)
     ranked = job.kind == RANKS
     rank = rank_from_slurm() if ranked else 0
     record = {
@@ -57,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
+        "start": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     }
     if rank == 0:
         job.start(options.task, record)
@@ -68,8 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     progressed("it was started")
     started = time.monotonic()
     try:
-        with open(job.work_file(attempt.code), "rb") as stream:
-            work = pickle.load(stream)
+        work = job.take_work(attempt.code)
         if job.kind == SHARDS:
             _share(job, options.task, work)
         else:
@@ -92,18 +91,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _share(job: Job, task: int, call: StageCall) -> None:
-    """Make this task's share of a stage."""
+    """Make this task's share of a stage.
+
+    A predecessor that SLURM believes lost may live on and hold the share: it is waited for.
+    """
     if not job.finished:
-        work_on_stage(
-            call.root,
-            call.stage,
-            config=call.config,
-            inputs=call.inputs,
-            parts=call.parts,
-            share=(task, job.tasks),
-            processes=call.processes,
-            revision=call.revision,
-        )
+        with waiting_for_others():
+            work_on_stage(
+                call.root,
+                call.stage,
+                config=call.config,
+                inputs=call.inputs,
+                parts=call.parts,
+                share=(task, job.tasks),
+                processes=call.processes,
+                revision=call.revision,
+            )
 
 
 def _train(train: Callable[[], object]) -> None:

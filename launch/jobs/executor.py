@@ -20,13 +20,26 @@ CANCELLED = "CANCELLED"
 HUNG = "stopped"
 LOOKS = 2
 """Looks at which an unfinished task has to be found ended: a job that goes back into the queue is
-nowhere for a moment, and a folder on a network may show the last files late."""
+nowhere for a moment."""
+SHOWN_SECONDS = 90.0
+"""For how long a task that has ended well may leave its last files unseen: a client of a network
+folder keeps what it has listed for up to a minute."""
+ENDED_WELL = "COMPLETED"
+LOST = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
+"""Ends that no task has brought about itself: they do not count as failures, `LOSSES` times."""
+LOSSES = 20
+RELEASES = 5
+"""How often a task is released that SLURM holds again and again."""
 
 Say = Callable[[str], None]
 
 
 class JobError(ValueError):
     """A job that cannot be finished; the message says which task, why, and what to type."""
+
+
+class JobCancelledError(JobError):
+    """Somebody has cancelled it, and with it all that was to follow."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,9 @@ class TaskState:
     id: str = ""
     place: str = ""
     held: bool = False
+
+
+NOWHERE = TaskState(ENDED)
 
 
 class Executor(Protocol):
@@ -110,6 +126,7 @@ class JobRun:
         remedy: what to type after a failure.
         hang_minutes: a task that has made no progress for so long is stopped, as a failure; None
             waits for ever.
+        clock: seconds that pass here.
     """
 
     def __init__(
@@ -122,10 +139,15 @@ class JobRun:
         say: Say,
         remedy: str,
         hang_minutes: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self.executor, self.job, self.code = executor, job, code
         self.retries, self.say, self.remedy = retries, say, remedy
         self._begun: Counter[int] = Counter()
+        self._lost: Counter[int] = Counter()
+        self._released: Counter[int] = Counter()
+        self._ended_since: dict[int, float] = {}
         self._found_ended: Counter[int] = Counter()
         self._watched: set[int] = set()
         self._hangs = HangWatch(job, hang_minutes)
@@ -143,6 +165,11 @@ class JobRun:
         if job.finished:
             return True
         attempts = job.attempts()
+        if job.unwanted:
+            self.executor.cancel(job, attempts)  # what waits within this process, too
+            raise JobCancelledError(
+                f"{job.name} was cancelled by launch.cancel: to go on, {self.remedy}"
+            )
         states = self.executor.states(job, attempts)
         if states is None:
             why = f" ({self.executor.trouble})" if self.executor.trouble else ""
@@ -150,7 +177,7 @@ class JobRun:
                 f"{job.name}: {self.executor.name} does not answer{why}, waiting; jobs run on"
             )
             return False
-        release_held(self.executor, job, states, self.say)
+        self._release(states)
         states = self._without_hanging(states, attempts)
         active = [task for task, one in states.items() if one.state != ENDED]
         if not missing and not active:
@@ -160,9 +187,12 @@ class JobRun:
         ended = self._found_ended
         for task in job.busy:
             ended[task] = ended[task] + 1 if task in idle else 0
-        looked = [task for task in idle if task not in states or ended[task] >= LOOKS]
+        looked = [task for task in idle if self._has_ended(task, states)]
+        for task in looked:
+            lost = states.get(task, NOWHERE).reason.split(" ")[0] in LOST
+            self._lost[task] += lost and begun[task] > 0 and self._lost[task] < LOSSES
         cancelled = [t for t in looked if t in self._watched and _is_cancelled(states.get(t))]
-        failed = [t for t in looked if begun[t] > self.retries or t in cancelled]
+        failed = [t for t in looked if begun[t] - self._lost[t] > self.retries or t in cancelled]
         again = [task for task in looked if task not in failed]
         if again:
             for task in again:
@@ -178,15 +208,37 @@ class JobRun:
         self._say_once(_progress(job, missing, states))
         return False
 
+    def _has_ended(self, task: int, states: Mapping[int, TaskState]) -> bool:
+        """Whether an unfinished task is given up, rather than looked at again."""
+        if task not in states:
+            return True
+        if not states[task].reason.startswith(ENDED_WELL):
+            return self._found_ended[task] >= LOOKS
+        if self._found_ended[task] == 1:
+            self._ended_since[task] = self._clock()
+        return self._clock() - self._ended_since[task] >= SHOWN_SECONDS
+
+    def _release(self, states: Mapping[int, TaskState]) -> None:
+        for task in release_held(self.executor, self.job, states, self.say):
+            self._released[task] += 1
+            if self._released[task] > RELEASES:
+                raise JobError(
+                    f"{self.job.name}: {self.job.title(task)} is held again and again, "
+                    f"{states[task].reason}: SLURM cannot start it where it tries; python -m "
+                    f"launch.doctor says what is wrong with the nodes, then launch.cancel and "
+                    f"{self.remedy}"
+                )
+
     def _without_hanging(
         self, states: Mapping[int, TaskState], attempts: Sequence[Attempt]
     ) -> dict[int, TaskState]:
         """The states; tasks that hang are stopped, and those stopped so say why they ended."""
         running = {task for task, one in states.items() if one.state == RUNNING}
-        for task, line in self._hangs.look(running, attempts).items():
+        for line in self._hangs.look(running, attempts).values():
             self.say(f"{self.job.name}: {line}: stopped")
-            self.executor.kill(states[task])
         stopped = self._hangs.stopped  # by us, and not cancelled by anybody
+        for task in running & stopped:  # at every look: one call may not have been heard
+            self.executor.kill(states[task])
         return {
             task: replace(one, reason=HUNG) if task in stopped and one.state == ENDED else one
             for task, one in states.items()
@@ -247,6 +299,9 @@ def run_jobs(runs: Sequence[JobRun], *, at_once: int | None, poll_seconds: float
 
     Returns:
         What was wrong with those that could not be finished.
+
+    Raises:
+        JobCancelledError: they were cancelled; none that waits is started.
     """
     waiting, under_way = list(runs), list[JobRun]()
     errors = []
@@ -256,6 +311,8 @@ def run_jobs(runs: Sequence[JobRun], *, at_once: int | None, poll_seconds: float
         for run in list(under_way):
             try:
                 done = run.look()
+            except JobCancelledError:
+                raise
             except JobError as error:
                 errors.append(error)
                 done = True

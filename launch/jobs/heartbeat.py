@@ -142,6 +142,7 @@ class HangWatch:
                     f"task {task} has made no progress for {silent / 60:.1f} min (the last: {last})"
                 )
                 self.stopped.add(task)
-                self.job.fail(task, {"attempt": latest[task], "line": line})
+                start = self.job.told("started", task).get("start", 0)
+                self.job.fail(task, {"attempt": latest[task], "start": start, "line": line})
                 found[task] = line
         return found

@@ -45,6 +45,8 @@ COME_AGAIN = 75
 seconds to import."""
 TERMINATED = 143
 """Exit code of a task after SIGTERM."""
+CANCEL = ".cancelled"
+"""File beside jobs, while the command that has them under way is to start nothing more."""
 PARENT = "VLMAE_PARENT"
 """Environment variable with the process that a local task does not outlive."""
 
@@ -190,6 +192,11 @@ class Job:
         return self.target.is_dir()
 
     @property
+    def unwanted(self) -> bool:
+        """Whether the command that has it under way was told to stop by `launch.cancel`."""
+        return (self.folder.parent / CANCEL).is_file()
+
+    @property
     def busy(self) -> list[int]:
         """Numbers of the tasks that have shards; by chance of the hash some may have none."""
         return sorted(set(self._task_of.values()))
@@ -232,14 +239,21 @@ class Job:
     # ---- what is to be done
 
     def put_work(self, work: Any, code: str) -> None:
-        """Keep what a task calls, for one state of the code."""
+        """Keep what a task calls, for one state of the code, and the folder its paths are from."""
         file = self.work_file(code)
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         with open(temporary, "wb") as stream:
-            pickle.dump(work, stream)
+            pickle.dump((str(Path.cwd()), work), stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
+
+    def take_work(self, code: str) -> Any:
+        """What `put_work` has kept; this process goes into the folder of whoever kept it."""
+        with open(self.work_file(code), "rb") as stream:
+            folder, work = pickle.load(stream)
+        os.chdir(folder)
+        return work
 
     def work_file(self, code: str) -> Path:
         """Where `put_work` keeps it."""
@@ -265,14 +279,19 @@ class Job:
 
     def attempts(self) -> list[Attempt]:
         """All of them, in order."""
-        found = []
-        for file in sorted((self.folder / "attempts").glob("[0-9]*.json")):
-            record = read_json(file)
-            found.append(Attempt(**{**record, "tasks": tuple(record["tasks"])}))
-        return found
+        files = (self.folder / "attempts").glob("[0-9]*.json")
+        return [self.attempt(number) for number in sorted(int(file.stem) for file in files)]
+
+    def attempt(self, number: int) -> Attempt:
+        """One of them. Read by its name: a listing of a folder on a network may be an old one."""
+        record = read_json(self._attempt_file(number))
+        return Attempt(**{**record, "tasks": tuple(record["tasks"])})
+
+    def _attempt_file(self, number: int) -> Path:
+        return self.folder / "attempts" / f"{number:03d}.json"
 
     def _write_attempt(self, attempt: Attempt) -> None:
-        write_json(self.folder / "attempts" / f"{attempt.number:03d}.json", vars(attempt))
+        write_json(self._attempt_file(attempt.number), vars(attempt))
 
     # ---- what is done
 
@@ -287,7 +306,14 @@ class Job:
         (self.folder / "failed" / f"{task}.json").unlink(missing_ok=True)
 
     def fail(self, task: int, record: dict[str, Any]) -> None:
-        """Record why a task failed."""
+        """Record why a task failed.
+
+        Of several ranks, the first that says so: the others fail because of it. What was requeued
+        since, under the same attempt, is another start.
+        """
+        held = self.told("failed", task)
+        if all(held.get(key, 0) == record.get(key, 0) for key in ("attempt", "start")):
+            return
         write_json(self.folder / "failed" / f"{task}.json", {**record, "time": now()})
 
     def told(self, kind: str, task: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from launch.jobs.launch_record import JOBS, Asked, executor_of, record_launch
 from launch.jobs.launcher_config import TRAIN, LauncherConfig, LocalConfig
 from launch.jobs.launcher_lock import only_one
 from launch.jobs.snapshot import snapshot
-from lsb.artifact import Stage, open_stage
+from lsb.artifact import Stage, open_stage, waiting_for_others
 from lsb.delegation import StageCall, delegated
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def train_on_ranks(root: Path, training: Training) -> Stage:
     from vlmae.training import train
 
     ranks = Ranks.from_environment()
-    with ranks.together():
+    with ranks.together(), waiting_for_others():
         return train(root, replace(training, ranks=ranks))
 
 

@@ -81,7 +81,10 @@ class LocalExecutor:
                 psutil.Process(int(pid)).kill()
 
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
-        """Send SIGTERM to tasks of a job, whichever process started them."""
+        """Send SIGTERM to tasks of a job, whichever process started them; none is started then."""
+        for entry in self._entries:
+            if entry.job.folder == job.folder and not entry.processes and entry.codes is None:
+                entry.codes = [TERMINATED]
         for task in job.busy:
             process = _running(job, task)
             if process is not None:

@@ -17,7 +17,15 @@ from launch.jobs.launcher_config import TRAIN, LauncherConfig, launcher_config
 from launch.jobs.launcher_lock import only_one
 from launch.jobs.rank_logs import MergedTail
 from launch.jobs.snapshot import snapshot
-from lsb.artifact import Stage, file_sha256, fingerprint, open_stage, read_json, write_json
+from lsb.artifact import (
+    Stage,
+    file_sha256,
+    fingerprint,
+    open_stage,
+    read_json,
+    waiting_for_others,
+    write_json,
+)
 from lsb.console import console
 from vlmae.config import checked
 
@@ -84,7 +92,7 @@ def train_config_on_ranks(values: dict[str, Any], target: Path) -> None:
     from vlmae.train import train_from_config
 
     ranks = Ranks.from_environment()
-    with ranks.together():
+    with ranks.together(), waiting_for_others():
         stage = train_from_config(values, ranks)
         if ranks.first:
             work = target.with_name(f".{target.name}")

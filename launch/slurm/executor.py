@@ -31,7 +31,7 @@ ENDED_STATES = (
     "TIMEOUT",
 )
 """SLURM's states of jobs that do nothing more; in all others they run, wait or are between both."""
-HELD = "launch failed requeued held"
+HELD = ("requeued held", "JobHoldMaxRequeue")
 """Why a job waits for ever that SLURM could not start on a node, as when the controller came back
 with an older state than the node's. Whoever owns it may release it, and it starts elsewhere."""
 LIMIT = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
@@ -160,4 +160,4 @@ def _state(state: str, id: str, rest: str) -> TaskState:
         return TaskState(ENDED, f"{state}{more}", id)
     if state in ("RUNNING", "COMPLETING"):
         return TaskState(RUNNING, id=id, place=rest if not reason else "")
-    return TaskState(PENDING, reason or state, id, held=HELD in reason)
+    return TaskState(PENDING, reason or state, id, held=any(words in reason for words in HELD))

@@ -137,6 +137,40 @@ def test_why_prefers_what_the_task_said(tmp_path: Path) -> None:
     assert not job.told("failed", 0)
 
 
+def test_of_several_ranks_the_first_says_why(tmp_path: Path) -> None:
+    job = job_of(tmp_path, tmp_path / "stages" / "embed-1")
+    job.new_attempt("slurm", [0], "code-1")
+    job.fail(0, {"attempt": 1, "start": 0, "line": "CUDA out of memory"})
+    job.fail(0, {"attempt": 1, "start": 0, "line": "Connection closed by peer"})
+    assert job.why(0) == "CUDA out of memory"
+    job.fail(0, {"attempt": 1, "start": 1, "line": "after SLURM had requeued it"})
+    assert job.why(0) == "after SLURM had requeued it"
+
+
+def test_a_task_works_in_the_folder_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path, tmp_path / "stages" / "embed-1")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    job.put_work({"root": "runs"}, "code-1")
+    monkeypatch.chdir(tmp_path)
+    assert job.take_work("code-1") == {"root": "runs"}
+    assert Path.cwd() == tmp_path / "here"
+
+
+def test_attempts_come_by_number(tmp_path: Path) -> None:
+    job = job_of(tmp_path, tmp_path / "stages" / "embed-1")
+    for _ in range(3):
+        job.new_attempt("slurm", [0], "code-1")
+    for number in (2, 3):
+        file = job.folder / "attempts" / f"{number:03d}.json"
+        told = file.read_text().replace(f'"number": {number}', f'"number": {number + 998}')
+        (file.with_name(f"{number + 998}.json")).write_text(told)
+        file.unlink()
+    assert [attempt.number for attempt in job.attempts()] == [1, 1000, 1001]
+
+
 def test_last_line_of_a_long_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("x" * 20_000 + "\nthe end\n")

@@ -9,15 +9,19 @@ import pytest
 
 from launch.jobs.executor import (
     ENDED,
+    LOSSES,
     PENDING,
+    RELEASES,
     RUNNING,
+    SHOWN_SECONDS,
+    JobCancelledError,
     JobError,
     JobRun,
     TaskState,
     run_job,
     run_jobs,
 )
-from launch.jobs.job import RANKS, Attempt, Job
+from launch.jobs.job import CANCEL, RANKS, Attempt, Job
 
 Look = dict[int, TaskState] | None | Callable[[], dict[int, TaskState]]
 
@@ -32,6 +36,7 @@ class Script:
         self.looks = list(looks)
         self.submitted: list[list[int]] = []
         self.released: list[str] = []
+        self.cancelled: list[str] = []
 
     def submit(
         self, job: Job, tasks: Sequence[int], code: str, after: Sequence[Attempt] = ()
@@ -47,7 +52,7 @@ class Script:
         self.released.append(state.id)
 
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
-        raise AssertionError("nothing is cancelled here")
+        self.cancelled.append(job.name)
 
 
 @pytest.fixture
@@ -142,6 +147,63 @@ def test_a_finished_job_asks_nobody(job: Job) -> None:
     job.target.mkdir(parents=True)
     executor, said = run(job)
     assert executor.submitted == said == []
+
+
+def test_what_ended_well_may_show_its_files_late(job: Job) -> None:
+    passed = [0.0]
+    executor = Script([state(RUNNING), *[state(ENDED, "COMPLETED")] * 5])
+    run = JobRun(
+        executor,
+        job,
+        "code-1",
+        retries=1,
+        say=print,
+        remedy="give it again",
+        clock=lambda: passed[0],
+    )
+    for _ in range(5):
+        assert not run.look()
+        passed[0] += SHOWN_SECONDS / 4
+    assert executor.submitted == []
+    assert not run.look()
+    assert executor.submitted == [[0]]
+    job.target.mkdir(parents=True)
+    assert run.look()
+
+
+def test_a_lost_node_is_no_failure(job: Job) -> None:
+    lost = [state(RUNNING), state(ENDED, "NODE_FAIL"), state(ENDED, "NODE_FAIL")]
+    executor, said = run(job, {}, *(lost * 3), state(RUNNING), finish(job), retries=0)
+    assert executor.submitted == [[0]] * 4
+    assert "train-1: task 0 ended, NODE_FAIL: again" in said
+
+
+def test_a_job_that_is_always_preempted_ends(job: Job) -> None:
+    preempted = [state(RUNNING), state(ENDED, "PREEMPTED"), state(ENDED, "PREEMPTED")]
+    with pytest.raises(JobError, match="failed: PREEMPTED"):
+        run(job, {}, *(preempted * (LOSSES + 1)), retries=0)
+    assert len(job.attempts()) == LOSSES + 1
+
+
+def test_what_is_held_for_ever_is_told(job: Job) -> None:
+    held = {0: TaskState(PENDING, "launch failure limit exceeded requeued held", "7", held=True)}
+    with pytest.raises(JobError, match=r"held again and again, .*launch\.doctor"):
+        run(job, *[held] * (RELEASES + 1))
+
+
+def test_told_to_cancel_it_starts_nothing_more(tmp_path: Path) -> None:
+    executor, runs = Script([{}]), []
+    for name in "ab":
+        target, folder = tmp_path / "stages" / name, tmp_path / "jobs" / name
+        made = Job.create(folder, stage="train", kind=RANKS, tasks=1, shards=[name], target=target)
+        runs.append(JobRun(executor, made, "code-1", retries=5, say=print, remedy="give it again"))
+    assert not runs[0].look()
+    assert executor.submitted == [[0]]
+    (tmp_path / "jobs" / CANCEL).touch()
+    with pytest.raises(JobCancelledError, match=r"was cancelled by launch\.cancel: to go on, give"):
+        run_jobs(runs, at_once=1, poll_seconds=0.001)
+    assert executor.cancelled == ["a"]
+    assert executor.submitted == [[0]]
 
 
 class SideBySide(Script):

@@ -20,6 +20,7 @@ from launch.jobs.job import SHARDS, Job
 from launch.jobs.launch_record import Asked, record_launch
 from launch.jobs.launcher_config import SlurmConfig
 from launch.slurm import SlurmExecutor, render_script
+from launch.slurm.commands import run_slurm
 from launch.slurm.script import array_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -153,15 +154,20 @@ def test_numbers_are_written_as_ranges() -> None:
 
 
 def test_a_script_passes_signals_on_and_requeues_only_who_was_stopped(tmp_path: Path) -> None:
-    """The script itself is run, with a task and a scontrol that write down what happens."""
+    """The script itself is run, with a task and a scontrol that write down what happens.
+
+    The controller answers at the second time.
+    """
     python = tmp_path / "python"
     python.write_text(
         '#!/bin/bash\ntrap \'echo told >>"$SEEN"; exit "$CODE"\' USR2\n'
         'echo ready >>"$SEEN"\n[ "$CODE" = 0 ] && exit 0\nwhile :; do sleep 0.05; done\n'
     )
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text('#!/bin/bash\necho "$@" >>"$SEEN"\nexit 1\n')
-    for file in (python, scontrol):
+    scontrol.write_text('#!/bin/bash\necho "$@" >>"$SEEN"\n[ "$(grep -c requeue "$SEEN")" = 2 ]\n')
+    sleep = tmp_path / "sleep"
+    sleep.write_text("#!/bin/bash\n")
+    for file in (python, scontrol, sleep):
         file.chmod(0o755)
     config = SlurmConfig(name="slurm", python=str(python), requeues=1)
     script = tmp_path / "script.sh"
@@ -203,9 +209,22 @@ def test_a_script_passes_signals_on_and_requeues_only_who_was_stopped(tmp_path: 
             process.kill()
 
     assert run(0, 0, signal=False) == (0, ["ready"])
-    assert run(75, 0, signal=True) == (75, ["ready", "told", "requeue 9"])
+    assert run(75, 0, signal=True) == (75, ["ready", "told", "requeue 9", "requeue 9"])
     assert run(75, 1, signal=True) == (75, ["ready", "told"])
     assert run(3, 0, signal=True) == (3, ["ready", "told"])
+
+
+def test_variables_of_the_job_around_are_not_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\nenv\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("SLURM_CPU_BIND", "SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK", "SLURM_CONF"):
+        monkeypatch.setenv(name, "x")
+    told = run_slurm("sbatch").stdout.splitlines()
+    assert [line for line in told if line.startswith(("SLURM_", "SRUN_"))] == ["SLURM_CONF=x"]
 
 
 def test_a_controller_that_is_down_is_told_in_its_own_words(

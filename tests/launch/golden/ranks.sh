@@ -18,10 +18,10 @@
 #SBATCH --mail-type=FAIL
 #SBATCH --comment="night run"
 # Written by vlmae, attempt 1 of the job in /data/my runs/demo/jobs/train-3f2a.
-set -uo pipefail
 module load cuda/12.8 || exit
 module load gcc || exit
 export NCCL_SOCKET_IFNAME=ib0
+set -uo pipefail
 # The code that was launched, not that of the folder in which the command was given.
 export PYTHONSAFEPATH=1
 export PYTHONPATH='/data/my runs/demo/jobs/code-77aa'${PYTHONPATH:+:$PYTHONPATH}
@@ -37,7 +37,7 @@ stop=""
 pass_on() { [ -n "$child" ] && [ -n "$stop" ] && kill -s "$stop" "$child" 2>/dev/null; }
 trap 'stop=USR2; pass_on' USR2
 trap 'stop=TERM; pass_on' TERM
-srun --wait=60 --output='/data/my runs/demo/jobs/train-3f2a/logs/001-0-rank-%t.log' --open-mode=append \
+srun --cpus-per-task=8 --wait=60 --output='/data/my runs/demo/jobs/train-3f2a/logs/001-0-rank-%t.log' --open-mode=append \
   apptainer exec --nv /images/vlmae.sif '/opt/my env/bin/python' -m launch.task '/data/my runs/demo/jobs/train-3f2a' --attempt 1 --task 0 &
 child=$!
 pass_on
@@ -47,7 +47,10 @@ code=$?
 # 140: told before it could listen.
 if [ "$stop$code" = USR2140 ]; then code=75; fi
 if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
-  # Stopped, not failed: the same job goes on later.
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60
+  # Stopped, not failed: the same job goes on later. A controller that is away is asked again.
+  for _ in {1..20}; do
+    if scontrol requeue "$SLURM_JOB_ID"; then sleep 60; break; fi
+    sleep 3
+  done
 fi
 exit "$code"
