@@ -40,7 +40,7 @@ def retry(folder: Path) -> int:
     out = console()
     say = partial(out.print, soft_wrap=True)
     started = 0
-    with only_one(folder):
+    with only_one(folder, run.config):
         for job in run.jobs:
             attempts = job.attempts()
             if job.finished or not attempts:

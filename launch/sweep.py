@@ -59,7 +59,7 @@ def _sweep(config: DictConfig) -> None:
         return
     say = partial(out.print, soft_wrap=True)
     asked = Asked(values, arguments)
-    with only_one(run):
+    with only_one(run, launcher):
         root = Path(values["runs"]) / "stages"
         folder = RunFolder(run, {"sweep": True})
         made_by = Launcher(launcher, run / JOBS, say, "give the same command again", asked)

@@ -162,7 +162,7 @@ def launched(
     launcher = Launcher(config, run / JOBS, say, remedy, asked)
     token = _launcher.set(launcher)
     try:
-        with only_one(run), delegated(launcher.delegate):
+        with only_one(run, config), delegated(launcher.delegate):
             yield launcher
     finally:
         _launcher.reset(token)

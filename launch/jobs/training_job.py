@@ -53,7 +53,7 @@ def train_by_ranks(values: dict[str, Any], overrides: list[str]) -> Stage:
     require_trainable(values, Ranks(0, config.world, config.ranks))
     run = Path(values["runs"]) / checked("name", str, values["name"])
     say = partial(console().print, soft_wrap=True)
-    with only_one(run):
+    with only_one(run, config):
         jobs = run / JOBS
         jobs.mkdir(exist_ok=True)
         code = snapshot(jobs)
