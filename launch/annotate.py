@@ -55,6 +55,7 @@ def push(settings: Settings, say: Say) -> None:
                 sample_ids.from_hex(clips),
                 config.media,
                 processes=config.processes,
+                storage_options=settings.data.storage_options,
             )
         )
         rendered = read_rendered(media)

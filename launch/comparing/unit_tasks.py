@@ -7,11 +7,9 @@ job's name is made of the units, so the same command finds it again.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from launch.comparing.units import Comparison, Unit
@@ -49,7 +47,7 @@ def run_units_by_tasks(
             target=comparison.units,
             made_of=list(made_of.values()),
         )
-        launcher.run(job, partial(run_unit, Path.cwd(), comparison, list(units)))
+        launcher.run(job, partial(run_unit, comparison, list(units)))
     for unit in units:
         result = comparison.finished(unit, made_of[unit.name])
         if result is None:
@@ -59,17 +57,14 @@ def run_units_by_tasks(
         yield unit, result
 
 
-def run_unit(folder: Path, comparison: Comparison, units: Sequence[Unit], number: int) -> None:
+def run_unit(comparison: Comparison, units: Sequence[Unit], number: int) -> None:
     """What a task runs: one of the units.
 
     Args:
-        folder: where the command was given: its paths may be relative, and tasks may be started
-            again from elsewhere.
         comparison: what they share.
         units: all of them.
         number: of the task.
     """
-    os.chdir(folder)
     comparison.run(units[number])
 
 

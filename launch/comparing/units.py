@@ -129,7 +129,8 @@ class Comparison:
         return held
 
     def _made_of(self, settings: Settings) -> str:
-        return fingerprint([settings.identity, settings.rounds, self.confidence])
+        made_of = [settings.identity, settings.rounds, self.confidence]
+        return fingerprint([*made_of, self.shared.labels] if self.shared.labels else made_of)
 
     def _settings(self, unit: Unit) -> Settings:
         return unit_settings(unit, self.overrides, self.scoring_share)

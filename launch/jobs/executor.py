@@ -93,8 +93,8 @@ class Executor(Protocol):
     def states(self, job: Job, attempts: Sequence[Attempt]) -> dict[int, TaskState] | None:
         """Task -> state, of the last attempt that has it; None if nobody can tell now."""
 
-    def release(self, state: TaskState) -> None:
-        """Let one task start that is held."""
+    def release(self, state: TaskState) -> bool:
+        """Let one task start that is held; returns whether it may now."""
 
     def kill(self, state: TaskState) -> None:
         """Stop one task that hangs, whatever it does with signals; `state` is what it was last."""
@@ -106,12 +106,13 @@ class Executor(Protocol):
 def release_held(
     executor: Executor, job: Job, states: Mapping[int, TaskState], say: Say
 ) -> list[int]:
-    """Release the tasks of a job that are held; returns their numbers."""
-    held = [task for task, one in states.items() if one.held]
-    for task in held:
-        say(f"{job.name}: {job.title(task)} is held, {states[task].reason}: released")
-        executor.release(states[task])
-    return held
+    """Release the tasks of a job that are held; returns the numbers of those that were."""
+    released = []
+    for task in [task for task, one in states.items() if one.held]:
+        if executor.release(states[task]):
+            say(f"{job.name}: {job.title(task)} is held, {states[task].reason}: released")
+            released.append(task)
+    return released
 
 
 class JobRun:
@@ -177,13 +178,13 @@ class JobRun:
                 f"{job.name}: {self.executor.name} does not answer{why}, waiting; jobs run on"
             )
             return False
-        self._release(states)
+        stuck = self._release(states)
         states = self._without_hanging(states, attempts)
-        active = [task for task, one in states.items() if one.state != ENDED]
+        active = [t for t, one in states.items() if one.state != ENDED and t not in stuck]
         if not missing and not active:
             return True  # all shards are whole; whoever asked for the stage seals it
         self._watched.update(active)
-        idle = [task for task in missing if task not in active]
+        idle = [task for task in missing if task not in (*active, *stuck)]
         ended = self._found_ended
         for task in job.busy:
             ended[task] = ended[task] + 1 if task in idle else 0
@@ -201,10 +202,18 @@ class JobRun:
                     self.say(f"{job.name}: {job.title(task)} ended, {why}: again")
                 begun[task] += 1
                 self._hangs.stopped.discard(task)
+                self._ended_since.pop(task, None)
                 ended[task] = 0
             self.executor.submit(job, again, self.code)
         elif failed and not active:
             raise JobError(_failure(job, failed, cancelled, states, self.remedy))
+        elif stuck and not active:
+            raise JobError(
+                f"{job.name}: {job.title(stuck[0])} is held again and again, "
+                f"{states[stuck[0]].reason}: SLURM cannot start it where it tries; python -m "
+                "launch.doctor with the same keys says what is wrong with the nodes, then "
+                f"launch.cancel and {self.remedy}"
+            )
         self._say_once(_progress(job, missing, states))
         return False
 
@@ -213,21 +222,18 @@ class JobRun:
         if task not in states:
             return True
         if not states[task].reason.startswith(ENDED_WELL):
+            self._ended_since.pop(task, None)
             return self._found_ended[task] >= LOOKS
-        if self._found_ended[task] == 1:
-            self._ended_since[task] = self._clock()
-        return self._clock() - self._ended_since[task] >= SHOWN_SECONDS
+        since = self._ended_since.setdefault(task, self._clock())
+        return self._clock() - since >= SHOWN_SECONDS
 
-    def _release(self, states: Mapping[int, TaskState]) -> None:
-        for task in release_held(self.executor, self.job, states, self.say):
-            self._released[task] += 1
-            if self._released[task] > RELEASES:
-                raise JobError(
-                    f"{self.job.name}: {self.job.title(task)} is held again and again, "
-                    f"{states[task].reason}: SLURM cannot start it where it tries; python -m "
-                    f"launch.doctor says what is wrong with the nodes, then launch.cancel and "
-                    f"{self.remedy}"
-                )
+    def _release(self, states: Mapping[int, TaskState]) -> list[int]:
+        """Release what is held; returns tasks that were released `RELEASES` times in vain."""
+        held = {task: one for task, one in states.items() if one.held}
+        stuck = [task for task in held if self._released[task] >= RELEASES]
+        once_more = {task: one for task, one in held.items() if task not in stuck}
+        self._released.update(release_held(self.executor, self.job, once_more, self.say))
+        return stuck
 
     def _without_hanging(
         self, states: Mapping[int, TaskState], attempts: Sequence[Attempt]

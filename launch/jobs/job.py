@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -43,6 +44,8 @@ ALONE = (TRAININGS, UNITS)
 COME_AGAIN = 75
 """Exit code of a task that was stopped and has saved: `vlmae.preemption.EXIT_CODE`, which takes
 seconds to import."""
+TORN = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "NCCL")
+"""Words of errors that ranks end with because another one has left."""
 TERMINATED = 143
 """Exit code of a task after SIGTERM."""
 CANCEL = ".cancelled"
@@ -252,6 +255,11 @@ class Job:
         """What `put_work` has kept; this process goes into the folder of whoever kept it."""
         with open(self.work_file(code), "rb") as stream:
             folder, work = pickle.load(stream)
+        if not Path(folder).is_dir():
+            raise ValueError(
+                f"{folder}, the folder in which the command was given, is not there on "
+                f"{socket.gethostname()}: give it in one that all nodes see"
+            )
         os.chdir(folder)
         return work
 
@@ -308,11 +316,13 @@ class Job:
     def fail(self, task: int, record: dict[str, Any]) -> None:
         """Record why a task failed.
 
-        Of several ranks, the first that says so: the others fail because of it. What was requeued
-        since, under the same attempt, is another start.
+        Of several ranks, the first that says so: the others fail because of it, most of them with
+        a connection that is torn, which may be told before its reason is. What was requeued since,
+        under the same attempt, is another start.
         """
         held = self.told("failed", task)
-        if all(held.get(key, 0) == record.get(key, 0) for key in ("attempt", "start")):
+        again = all(held.get(key, 0) == record.get(key, 0) for key in ("attempt", "start"))
+        if again and (not _is_torn(held["line"]) or _is_torn(record["line"])):
             return
         write_json(self.folder / "failed" / f"{task}.json", {**record, "time": now()})
 
@@ -356,6 +366,11 @@ def jobs_below(folder: Path) -> list[Job]:
     """Jobs of a run's folder `jobs`, in the order in which they were made."""
     files = sorted(folder.glob("*/run.json"), key=lambda file: (file.stat().st_mtime, file))
     return [Job.open(file.parent) for file in files]
+
+
+def _is_torn(line: str) -> bool:
+    """Whether an error says no more than that another rank has left."""
+    return any(words in line for words in TORN)
 
 
 def last_line(log: Path) -> str:

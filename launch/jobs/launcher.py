@@ -20,7 +20,7 @@ from launch.jobs.executor import Say, run_job
 from launch.jobs.job import RANKS, SHARDS, Job
 from launch.jobs.launch_record import JOBS, Asked, executor_of, record_launch
 from launch.jobs.launcher_config import TRAIN, LauncherConfig, LocalConfig
-from launch.jobs.launcher_lock import only_one
+from launch.jobs.launcher_lock import only_one, require_no_other
 from launch.jobs.snapshot import snapshot
 from lsb.artifact import Stage, open_stage, waiting_for_others
 from lsb.delegation import StageCall, delegated
@@ -156,6 +156,7 @@ def launched(
         JobError: another command has jobs of this run under way.
     """
     if config.in_process:
+        require_no_other(run, config)
         yield None
         return
     remedy = f"give the same command again, or python -m launch.retry {run}"

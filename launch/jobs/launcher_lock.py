@@ -31,7 +31,7 @@ def only_one(run: Path, config: LauncherConfig) -> Iterator[None]:
     try:
         with FileLock(run / LOCK, timeout=0):
             (run / JOBS / CANCEL).unlink(missing_ok=True)  # it was for the command before
-            _require_no_other(run / JOBS, config)
+            require_no_other(run, config)
             yield
     except Timeout:
         raise JobError(
@@ -40,8 +40,17 @@ def only_one(run: Path, config: LauncherConfig) -> Iterator[None]:
         ) from None
 
 
-def _require_no_other(jobs: Path, config: LauncherConfig) -> None:
-    """Refuse to go on here with what was sent elsewhere, and may still be at work there."""
+def require_no_other(run: Path, config: LauncherConfig) -> None:
+    """Refuse to go on with what another launcher was asked for, and may still be at work on.
+
+    Args:
+        run: folder of the run.
+        config: the launcher that is to go on.
+
+    Raises:
+        JobError: tasks are under way, or nobody here can tell.
+    """
+    jobs = run / JOBS
     if not any((jobs / "launches").glob("[0-9]*.json")):
         return
     before = launcher_of(last_launch(jobs))
@@ -49,11 +58,22 @@ def _require_no_other(jobs: Path, config: LauncherConfig) -> None:
         return
     executor = executor_of(before)
     for job in jobs_below(jobs):
-        states = {} if job.finished else executor.states(job, job.attempts())
-        if states is None or any(one.state != ENDED for one in states.values()):
+        if job.finished:
+            continue
+        sent = f"{job.name} was sent by launcher={before.name}"
+        try:
+            states = executor.states(job, job.attempts())
+        except JobError as error:
             raise JobError(
-                f"{job.name} was sent by launcher={before.name} and is under way: wait for it, or "
-                f"python -m launch.cancel {jobs.parent}; then launcher={config.name} goes on"
+                f"{sent}, and whether it is under way cannot be asked here ({error}); if nothing "
+                f"of it is at work any more, delete {jobs}, and launcher={config.name} goes on"
+            ) from error
+        if states is None:
+            raise JobError(f"{sent}, which does not answer ({executor.trouble}): try again later")
+        if any(one.state != ENDED for one in states.values()):
+            raise JobError(
+                f"{sent} and is under way: wait for it, or python -m launch.cancel {run}; then "
+                f"launcher={config.name} goes on"
             )
 
 

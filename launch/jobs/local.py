@@ -71,8 +71,9 @@ class LocalExecutor:
                 found[entry.task] = self._state(entry)
         return found
 
-    def release(self, state: TaskState) -> None:
+    def release(self, state: TaskState) -> bool:
         """Nothing is held here."""
+        return True
 
     def kill(self, state: TaskState) -> None:
         """Kill the processes of a task; what it was making is made again."""
@@ -160,7 +161,7 @@ class LocalExecutor:
 def _reason(codes: Sequence[int], started: bool) -> str:
     """How a task ended, in one word or two."""
     if not started:
-        return "one it depends on failed"
+        return CANCELLED if TERMINATED in codes else "one it depends on failed"
     if TERMINATED in codes or -signal.SIGTERM in codes:
         # Of several ranks it may be we who ended those that another left alone.
         others = [code for code in codes if code not in (0, TERMINATED, -signal.SIGTERM)]

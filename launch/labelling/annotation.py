@@ -64,7 +64,7 @@ def record_first_labels(
         settings: of the arm.
         shared: data and tokens.
         ledger: of the arm.
-        first: id and key of the clips of split `first`.
+        first: id, key and `label_<task>` of the clips that are labelled at the start.
         gold: schema `lsb.annotate.ANNOTATIONS`.
     """
     if settings.data.composed is None and isinstance(settings.oracle, HandOffConfig):
@@ -196,7 +196,11 @@ def _label(settings: Settings, shared: Shared, expanded: Stage, candidates: pa.T
         settings.stages,
         "label",
         config={"oracle": _identity(settings), "tasks": list(settings.tasks)},
-        inputs={"candidates": expanded.content, "data": shared.data.content},
+        inputs={
+            "candidates": expanded.content,
+            "data": shared.data.content,
+            **({"labels": shared.labels} if shared.labels else {}),
+        },
         parts=[Part("annotations", files, partial(_ask, settings, shared, candidates, files))],
     )
 

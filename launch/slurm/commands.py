@@ -8,8 +8,9 @@ import subprocess
 from launch.jobs.executor import JobError
 
 TIMEOUT_SECONDS = 120
-ABOUT_SLURM = ("SLURM_CONF", "SLURM_CLUSTERS")
-"""Variables that say which SLURM is asked; the others of their prefix are of one job."""
+ABOUT_SLURM = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+"""Variables that say which SLURM is asked, and by whom; within a job the others of their prefix
+are of that job."""
 
 
 def run_slurm(*command: str, timeout: float = TIMEOUT_SECONDS) -> subprocess.CompletedProcess[str]:
@@ -43,6 +44,8 @@ def run_slurm(*command: str, timeout: float = TIMEOUT_SECONDS) -> subprocess.Com
 
 
 def _outside_of_jobs() -> dict[str, str]:
+    if "SLURM_JOB_ID" not in os.environ:
+        return dict(os.environ)
     return {
         name: value
         for name, value in os.environ.items()

@@ -105,9 +105,9 @@ class SlurmExecutor:
                 found[task] = _state(state, f"{id}_{index}" if place else id, rest)
         return found
 
-    def release(self, state: TaskState) -> None:
+    def release(self, state: TaskState) -> bool:
         """Release one task by its id; one that cannot be released now is tried at the next look."""
-        run_slurm("scontrol", "release", state.id)
+        return run_slurm("scontrol", "release", state.id).returncode == 0
 
     def kill(self, state: TaskState) -> None:
         """Cancel one task by its id; SLURM kills what does not end by itself."""

@@ -32,8 +32,14 @@ def media_of(
     """
     if not settings.expand.selection.media_hashes:
         return None
-    processes = settings.prefix.processes
-    return run("media", partial(hash_media, settings.stages, shared.data, processes=processes))
+    hashed = partial(
+        hash_media,
+        settings.stages,
+        shared.data,
+        processes=settings.prefix.processes,
+        storage_options=settings.data.storage_options,
+    )
+    return run("media", hashed)
 
 
 def excluded_clips(settings: Settings, shared: Shared, labelled: IdArray) -> IdArray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from lsb import ids as sample_ids
-from lsb.artifact import Stage
+from lsb.artifact import Stage, file_sha256
 from lsb.labelled import LABEL
 from vlmae.config import checked
 from vlmae.data.index import read_index
@@ -28,6 +29,8 @@ COMPOSED = "real media with composed labels"
 OWN = "media and labels that were given"
 LABELS = "clips.labels"
 POOL = "pool"
+USES = {"first": "to start from", "gold": "to judge by", "test": "to measure"}
+"""Splits whose labels have to be known."""
 
 
 @dataclass(frozen=True)
@@ -102,25 +105,32 @@ class DataSet:
         options = self.node.get("storage_options") or {}
         return dict(checked("data.storage_options", dict[str, Any], options))
 
-    def truth(self, data: Stage, tasks: Sequence[str]) -> pa.Table:
+    def labels_hash(self) -> str:
+        """SHA-256 of the table of labels; empty where there is none."""
+        return file_sha256(Path(self.labels)) if self.labels is not None else ""
+
+    def truth(self, data: Stage, tasks: Sequence[str], *, measured: str = "test") -> pa.Table:
         """What is known of clips: id, key, split and `label_<task>`, null where it is not.
 
         Args:
             data: the finished `prepare` stage.
             tasks: of the model.
+            measured: see `given_labels`.
 
         Raises:
             ValueError: see `given_labels`.
         """
         if self.composed is None:
             assert self.labels is not None, "media that exist already have a table"
-            return given_labels(self.labels, read_index(data), tasks)
+            return given_labels(self.labels, read_index(data), tasks, measured=measured)
         truth = read_truth(data)
         columns = {name: truth[name] for name in ("id", "key", "split")}
         return pa.table(columns | {LABEL + task: truth[task] for task in tasks})
 
 
-def given_labels(path: str, index: pa.Table, tasks: Sequence[str]) -> pa.Table:
+def given_labels(
+    path: str, index: pa.Table, tasks: Sequence[str], *, measured: str = "test"
+) -> pa.Table:
     """The clips of a data set that a table has labels of.
 
     Clips of the table that are not in the data set are left out: they may have been taken down, or
@@ -130,6 +140,7 @@ def given_labels(path: str, index: pa.Table, tasks: Sequence[str]) -> pa.Table:
         path: of the table: `key`, and `label_<task>` (1, 0 or empty) for each task.
         index: id, key and split of all clips.
         tasks: of the model.
+        measured: of `clips.measured`: where it is not "test", no test clip is needed.
 
     Returns:
         id, key, split, `label_<task>`, of clips with at least one label.
@@ -153,13 +164,14 @@ def given_labels(path: str, index: pa.Table, tasks: Sequence[str]) -> pa.Table:
     rows = index.take(order[at])
     columns = {name: rows[name] for name in ("id", "key", "split")}
     truth = pa.table(columns | {LABEL + task: held[LABEL + task] for task in tasks})
-    _require_splits(path, truth, set(sample_ids.texts(index["split"])))
+    uses = {name: use for name, use in USES.items() if name != "test" or measured == name}
+    _require_splits(path, truth, uses, set(sample_ids.texts(index["split"])))
     return truth
 
 
-def _require_splits(path: str, truth: pa.Table, splits: set[str]) -> None:
+def _require_splits(path: str, truth: pa.Table, uses: Mapping[str, str], splits: set[str]) -> None:
     labelled = set(sample_ids.texts(truth["split"]))
-    for split, use in (("first", "to start from"), ("gold", "to judge by"), ("test", "to measure")):
+    for split, use in uses.items():
         if split not in labelled:
             there = "no clip has a label" if split in splits else "there is no clip"
             raise ValueError(
@@ -178,15 +190,13 @@ def require_labelled_pool(data: DataSet, truth: pa.Table, index: pa.Table) -> No
     """Refuse simulated annotators who would be asked about clips that nobody has labelled.
 
     Args:
-        data: the data set.
+        data: the data set, of media that exist already.
         truth: of `DataSet.truth`.
         index: id, key and split of all clips.
 
     Raises:
         ValueError: the table leaves clips of the pool out.
     """
-    if data.composed is not None:
-        return
     known = sample_ids.from_arrow(truth["id"])
     pool = index.filter(pa.array([name == POOL for name in sample_ids.texts(index["split"])]))
     unknown = int((~np.isin(sample_ids.from_arrow(pool["id"]), known)).sum())

@@ -37,6 +37,7 @@ class Shared:
         whitened: whitening of the tokens, fitted on unlabelled clips.
         truth: id, key, split and `label_<task>` of every clip that can be decoded.
         seconds: what these stages cost.
+        labels: hash of the table of labels that came with the media; empty for composed clips.
     """
 
     data: Stage
@@ -44,14 +45,16 @@ class Shared:
     whitened: Stage
     truth: pa.Table
     seconds: dict[str, float]
+    labels: str = ""
 
 
 def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     """Prepare the data and compute the frozen tokens, or reuse both."""
     say("prepare")
     data = prepared_data({"data": settings.data.node}, settings.stages)
-    truth = settings.data.truth(data, settings.tasks)
-    if not isinstance(settings.oracle, HandOffConfig):
+    truth = settings.data.truth(data, settings.tasks, measured=settings.clips.measured)
+    asks = settings.rounds > 0 or settings.growing.on
+    if settings.data.composed is None and asks and not isinstance(settings.oracle, HandOffConfig):
         require_labelled_pool(settings.data, truth, read_index(data))
     folder.use(data)  # what is refused by now has no folder
     say("cache")
@@ -79,7 +82,7 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     )
     truth = in_source(truth, source)  # nobody can label what cannot be decoded
     seconds = {"prepare": data.seconds, "cache": tokens.seconds, "whiten": whitened.seconds}
-    return Shared(data, source, whitened, truth, seconds)
+    return Shared(data, source, whitened, truth, seconds, settings.data.labels_hash())
 
 
 def train_stage(

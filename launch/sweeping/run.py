@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from launch.jobs.executor import JobError, JobRun, run_jobs
+from launch.jobs.executor import JobCancelledError, JobError, JobRun, run_jobs
 from launch.jobs.job import RANKS, TRAININGS, Job, jobs_below
 from launch.jobs.launcher import Launcher
 from launch.jobs.launcher_config import TRAIN
@@ -40,6 +40,9 @@ class SweepRun:
 
         Returns:
             What was wrong with those that could not be trained.
+
+        Raises:
+            JobCancelledError: they were cancelled, which says nothing about the points.
         """
         wanted = {point.stage: point.training for point in points}
         missing = [stage for stage in wanted if not (self.root / stage).is_dir()]
@@ -58,6 +61,8 @@ class SweepRun:
             )
             try:
                 self.launcher.run(job, partial(train_point, root, list(wanted.values())))
+            except JobCancelledError:
+                raise
             except JobError as error:
                 return [error]
             return []

@@ -55,6 +55,24 @@ def test_splits_that_a_round_needs(table: Path, splits: tuple[str, ...], message
         given_labels(str(table), index(splits), ["spam", "nsfw"])
 
 
+def test_without_a_test_no_test_clip_is_needed(table: Path) -> None:
+    splits = ("first", "first", "pool", "pool", "gold", "pool")
+    with pytest.raises(ValueError, match="no clip in split 'test'"):
+        given_labels(str(table), index(splits), ["spam", "nsfw"])
+    truth = given_labels(str(table), index(splits), ["spam", "nsfw"], measured="development")
+    assert set(truth["split"].to_pylist()) == {"first", "gold", "pool"}
+
+
+def test_numbers_with_zeros_in_front_are_keys(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("key,label_spam\n0001,1\n0002,0\n0003,1\n")
+    keys = ["0001", "0002", "0003", "0004"]
+    ids = sample_ids.to_arrow(sample_ids.sample_ids(keys))
+    splits = ["first", "gold", "test", "pool"]
+    table = pa.table({"id": ids, "key": keys, "split": splits})
+    assert given_labels(str(path), table, ["spam"])["key"].to_pylist() == keys[:3]
+
+
 def test_keys_of_another_data_set_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("key,label_spam\na.mp4,1\n")

@@ -140,8 +140,10 @@ def test_why_prefers_what_the_task_said(tmp_path: Path) -> None:
 def test_of_several_ranks_the_first_says_why(tmp_path: Path) -> None:
     job = job_of(tmp_path, tmp_path / "stages" / "embed-1")
     job.new_attempt("slurm", [0], "code-1")
+    job.fail(0, {"attempt": 1, "start": 0, "line": "Connection closed by peer [127.0.0.1]"})
     job.fail(0, {"attempt": 1, "start": 0, "line": "CUDA out of memory"})
-    job.fail(0, {"attempt": 1, "start": 0, "line": "Connection closed by peer"})
+    job.fail(0, {"attempt": 1, "start": 0, "line": "Connection reset by peer"})
+    job.fail(0, {"attempt": 1, "start": 0, "line": "KeyError: 'x'"})
     assert job.why(0) == "CUDA out of memory"
     job.fail(0, {"attempt": 1, "start": 1, "line": "after SLURM had requeued it"})
     assert job.why(0) == "after SLURM had requeued it"

@@ -48,8 +48,9 @@ class Script:
         look = self.looks.pop(0)
         return look() if callable(look) else look
 
-    def release(self, state: TaskState) -> None:
+    def release(self, state: TaskState) -> bool:
         self.released.append(state.id)
+        return state.id != "away"
 
     def cancel(self, job: Job, attempts: Sequence[Attempt]) -> None:
         self.cancelled.append(job.name)
@@ -171,6 +172,12 @@ def test_what_ended_well_may_show_its_files_late(job: Job) -> None:
     assert run.look()
 
 
+def test_what_was_nowhere_and_then_ended_well_is_waited_for(job: Job) -> None:
+    gone, well = state(ENDED, "GONE"), state(ENDED, "COMPLETED")
+    executor, _ = run(job, state(RUNNING), gone, well, well, well, finish(job))
+    assert executor.submitted == []
+
+
 def test_a_lost_node_is_no_failure(job: Job) -> None:
     lost = [state(RUNNING), state(ENDED, "NODE_FAIL"), state(ENDED, "NODE_FAIL")]
     executor, said = run(job, {}, *(lost * 3), state(RUNNING), finish(job), retries=0)
@@ -189,6 +196,10 @@ def test_what_is_held_for_ever_is_told(job: Job) -> None:
     held = {0: TaskState(PENDING, "launch failure limit exceeded requeued held", "7", held=True)}
     with pytest.raises(JobError, match=r"held again and again, .*launch\.doctor"):
         run(job, *[held] * (RELEASES + 1))
+    away = {0: TaskState(PENDING, "launch failed requeued held", "away", held=True)}
+    executor, said = run(job, *[away] * (3 * RELEASES), state(RUNNING), finish(job))
+    assert len(executor.released) == 3 * RELEASES  # none of them counts
+    assert not [line for line in said if "released" in line]
 
 
 def test_told_to_cancel_it_starts_nothing_more(tmp_path: Path) -> None:

@@ -221,8 +221,12 @@ def test_variables_of_the_job_around_are_not_handed_on(
     sbatch.write_text("#!/bin/sh\nenv\n")
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     for name in ("SLURM_CPU_BIND", "SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK", "SLURM_CONF"):
         monkeypatch.setenv(name, "x")
+    told = run_slurm("sbatch").stdout.splitlines()
+    assert "SLURM_CPU_BIND=x" in told  # of the user, for the job's own srun
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     told = run_slurm("sbatch").stdout.splitlines()
     assert [line for line in told if line.startswith(("SLURM_", "SRUN_"))] == ["SLURM_CONF=x"]
 

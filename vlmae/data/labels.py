@@ -112,7 +112,11 @@ def read_labels(path: str | None, key: str, tasks: list[str]) -> pa.Table:
     """
     if not path or not Path(path).is_file():
         raise ValueError(f"{key} is {path}, which is no file: give a parquet or CSV with labels")
-    table = pq.read_table(path) if path.endswith(".parquet") else pcsv.read_csv(path)
+    if path.endswith(".parquet"):
+        table = pq.read_table(path)
+    else:  # 0001 is a key, and no number
+        options = pcsv.ConvertOptions(column_types={"key": pa.string()})
+        table = pcsv.read_csv(path, convert_options=options)
     if "key" not in table.column_names:
         raise ValueError(f"{path} has columns {table.column_names}, none is 'key'")
     keys = [str(name) for name in table["key"].to_pylist()]

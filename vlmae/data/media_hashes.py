@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,13 +33,20 @@ REVISION = 1
 CLIPS_AT_A_TIME = 64
 
 
-def hash_media(root: Path, data: Stage, *, processes: int = 1) -> Stage:
+def hash_media(
+    root: Path,
+    data: Stage,
+    *,
+    processes: int = 1,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Stage:
     """Hash the media of all clips of a data set, or reuse the hashes.
 
     Args:
         root: folder of all stages.
         data: a finished `prepare` stage.
         processes: shards at a time.
+        storage_options: of fsspec, for shards that lie elsewhere.
 
     Returns:
         A stage that `read_media_hashes` reads. A clip whose record is damaged or holds no media has
@@ -57,7 +66,7 @@ def hash_media(root: Path, data: Stage, *, processes: int = 1) -> Stage:
             Part(
                 shard,
                 (f"{shard}{ENDING}",),
-                partial(_hash_shard, data.path, shard),
+                partial(_hash_shard, data.path, storage_options, shard),
                 key=_key(data, shard),
             )
             for shard in sorted(shards)
@@ -94,12 +103,14 @@ def _key(data: Stage, shard: str) -> str:
     return fingerprint([REVISION, HASH_BYTES, {name: files[name]["sha256"] for name in files}])
 
 
-def _hash_shard(folder: Path, shard: str, output: Path) -> Counts:
+def _hash_shard(
+    folder: Path, storage_options: Mapping[str, Any] | None, shard: str, output: Path
+) -> Counts:
     columns = ["id", "key", "shard", "offset", "size"]
     index = pq.read_table(folder / f"{shard}{INDEX_ENDING}", columns=columns)
     hashes: list[bytes | None] = []
     counts: Counter[str] = Counter()
-    with RangeReader(folder) as reader:
+    with RangeReader(folder, storage_options=storage_options) as reader:
         for start in range(0, index.num_rows, CLIPS_AT_A_TIME):
             rows = index.slice(start, CLIPS_AT_A_TIME).to_pydict()
             records = reader.read(rows["shard"], rows["offset"], rows["size"])

@@ -38,11 +38,12 @@ from lsb.artifact import (
     Stage,
     canonical,
     open_stage,
+    read_json,
     stage_directory,
     work_on_stage,
 )
 from lsb.ids import IdArray
-from lsb.manifest import parse_manifest
+from lsb.manifest import VERSION
 from vlmae.data.decode import DecodePolicy
 from vlmae.data.encode import EncodedShard, encode_shard
 from vlmae.data.index import INDEX_ENDING
@@ -210,7 +211,9 @@ def has_cache_of_towers(
     """
     wanted = {"dtype": dtype, "towers": {"vl": dict(vl), "audio": dict(audio)}}
     for file in root.glob(f"{STAGE}-*[0-9a-f]/manifest.json"):
-        manifest = parse_manifest(file.read_bytes(), str(file))
+        manifest = read_json(file)
+        if manifest.get("version") != VERSION:  # of another release
+            continue
         made = {key: manifest["config"].get(key) for key in wanted}
         same = manifest["inputs"] == {"data": data.content}
         if same and canonical(made) == canonical(wanted):

@@ -73,7 +73,13 @@ class MediaConfig:
 
 
 def hand_off_media(
-    root: Path, data: Stage, clips: IdArray, config: MediaConfig, *, processes: int = 1
+    root: Path,
+    data: Stage,
+    clips: IdArray,
+    config: MediaConfig,
+    *,
+    processes: int = 1,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Stage:
     """Render clips, or reuse what was rendered of the same ones in the same way.
 
@@ -83,6 +89,7 @@ def hand_off_media(
         clips: (N,) S16, unique; their order does not matter.
         config: what people see.
         processes: clips at a time.
+        storage_options: of fsspec, for shards that lie elsewhere.
 
     Raises:
         ValueError: a clip is not in the data set.
@@ -111,7 +118,7 @@ def hand_off_media(
                     *(f"{clip.hex()}{ending}" for ending in ENDINGS.values()),
                     f"{clip.hex()}.parquet",
                 ),
-                partial(_render, data.path, rows[clip], config),
+                partial(_render, data.path, storage_options, rows[clip], config),
             )
             for clip in wanted
         ],
@@ -135,10 +142,16 @@ def read_rendered(stage: Stage) -> pa.Table:
     return pa.concat_tables([RENDERED.empty_table(), *tables])
 
 
-def _render(data: Path, row: Mapping[str, Any], config: MediaConfig, output: Path) -> Counts:
+def _render(
+    data: Path,
+    storage_options: Mapping[str, Any] | None,
+    row: Mapping[str, Any],
+    config: MediaConfig,
+    output: Path,
+) -> Counts:
     """Files of one clip."""
     key, name = row["key"], row["id"].hex()
-    with RangeReader(data) as reader:
+    with RangeReader(data, storage_options=storage_options) as reader:
         (record,) = reader.read([row["shard"]], [row["offset"]], [row["size"]])
     members = tar_members(record, key)
     clip = decode_sample(members, key=key, policy=config.policy(), sample_rate=SAMPLE_RATE)

@@ -36,6 +36,7 @@ if [ "$stop$code" = USR2140 ]; then code=75; fi
 if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
   # Stopped, not failed: the same job goes on later. A controller that is away is asked again.
   for _ in {1..20}; do
+    if [ "$stop" = TERM ]; then break; fi
     if scontrol requeue "$SLURM_JOB_ID"; then sleep 60; break; fi
     sleep 3
   done
