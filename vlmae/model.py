@@ -6,7 +6,7 @@ attention between them, an MLP that decides); sizes and losses are our reconstru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,27 @@ class VlmaeModel(nn.Module):
             alone = self._behind({name: towers["vl"][name] for name in hooks})
             vl = self._projected("vl", {**changed, **alone})
         return self.decide(vl, audio, seen, heard)
+
+    def passes(self, streams: Mapping[str, Tokens]) -> Callable[[], Output]:
+        """Forward passes over one batch; what lies in front of all dropout is computed once.
+
+        For passes with dropout, whose cost is mostly that of projecting wide tokens. The model is
+        in evaluation mode but for modules that draw at random.
+
+        Args:
+            streams: as `forward` wants them.
+
+        Returns:
+            What makes a pass: bit for bit `self(streams)`, with the same draws.
+        """
+        in_front = [self.project] if self.suffix is None else [self.project, self.suffix]
+        if self.fusion.acts_inside or any(map(drawing_modules, in_front)):
+            return lambda: self(streams)
+        streams = {name: tokens.float() for name, tokens in streams.items()}
+        kept = self._kept(streams)
+        vl, audio = self.encode(streams)
+        seen, heard = vl.keep(kept["vl"]), audio.keep(kept["audio"])
+        return lambda: self.decide(vl, audio, seen, heard)
 
     def encode(self, streams: Mapping[str, Tokens]) -> tuple[Tokens, Tokens]:
         """VL and audio tokens (B, T, D) behind the suffix and the projection, before any fusion.
@@ -243,6 +264,15 @@ class _Heads(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         return torch.cat([head(embedding) for head in self.tasks], dim=-1)
+
+
+def drawing_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules that draw at random when they train; attention drops out by a flag of its own."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Dropout | nn.MultiheadAttention)
+    ]
 
 
 def _checked_rates(rates: Mapping[str, float]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from vlmae.calibration import Calibration
 from vlmae.data.batches import CachedClips
 from vlmae.data.token_source import CachedTokens, TokenSource
 from vlmae.data.token_table import Rows, TokenTable
-from vlmae.model import Output, VlmaeModel
+from vlmae.model import Output, VlmaeModel, drawing_modules
 from vlmae.tokens import Tokens
 
 FloatArray = npt.NDArray[np.float32]
@@ -86,10 +87,10 @@ def predict(
         batch_size: clips at a time.
         calibration: of the checkpoint; a sigmoid if None.
         forward: what to call with the tokens instead of `model`, whose parameters it uses; it is
-            called once a batch and once more for each of the passes with dropout.
+            called once a batch and once more for each of the passes with dropout. None: what lies
+            in front of all dropout is computed once a batch (`VlmaeModel.passes`).
     """
     calibration = calibration or Calibration()
-    call: Forward = forward or model
     tasks = len(model.tasks)
     clips = CachedClips(table, rows, np.full((len(rows), tasks), -1, np.int8), inputs, seed)
     columns: dict[str, list[FloatArray]] = {name: [] for name in ARRAYS}
@@ -102,12 +103,14 @@ def predict(
         for start in range(0, len(clips), batch_size):
             numbers = np.arange(start, min(start + batch_size, len(clips)))
             batch = clips.batch(numbers).to(device)
-            output = call(batch.streams)
+            streams = batch.streams
+            run = model.passes(streams) if forward is None else partial(forward, streams)
+            output = run()
             samples = torch.zeros(len(numbers), tasks, dropout_samples)
             if dropout_samples:
                 _only_dropout(model)
                 for sample in range(dropout_samples):
-                    samples[..., sample] = call(batch.streams).logits.float().cpu()
+                    samples[..., sample] = run().logits.float().cpu()
                 model.eval()
             for name, column in columns.items():
                 values = samples if name == "dropout_logits" else getattr(output, name)
@@ -191,11 +194,7 @@ def _no_predictions(
     return Predictions(logits, logits, logits, embedding, samples, calibration)
 
 
-def _only_dropout(model: torch.nn.Module) -> None:
-    """Training mode for what draws at random, not for what keeps statistics.
-
-    Attention drops out by a flag of its own module.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout | torch.nn.MultiheadAttention):
-            module.train()
+def _only_dropout(model: VlmaeModel) -> None:
+    """Training mode for what draws at random, not for what keeps statistics."""
+    for module in drawing_modules(model):
+        module.train()

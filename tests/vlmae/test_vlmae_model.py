@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from vlmae.fusion import CrossAttentionFusion, LateFusion
-from vlmae.model import VlmaeModel
+from vlmae.model import VlmaeModel, drawing_modules
 from vlmae.tokens import Tokens
 
 
@@ -250,3 +250,19 @@ def test_parameters_are_counted_by_part(variant: str) -> None:
     counts = model.trainable_parameters()
     assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
     assert counts["project"] == 3 * (6 * 16 + 16)
+
+
+def test_passes_are_forward_passes_with_the_same_draws(variant: str) -> None:
+    model, streams = build(variant, dropout=0.5), batch(without_audio=(1, 4))
+    again = model.passes(streams)
+    assert torch.equal(again().logits, model(streams).logits)
+    for module in drawing_modules(model):
+        module.train()
+    torch.manual_seed(3)
+    drawn = [again() for _ in range(3)]
+    torch.manual_seed(3)
+    for one in drawn:
+        whole = model(streams)
+        for name in ("logits", "vl_logits", "audio_logits", "embedding"):
+            assert torch.equal(getattr(one, name), getattr(whole, name))
+    assert not torch.equal(drawn[0].logits, drawn[1].logits)
