@@ -59,7 +59,8 @@ def test_a_training_that_requires_a_cache_is_refused_before_nodes_are_waited_for
     of_towers = [key for key in OF_CLIPS if key.startswith(("decode.", "vl."))]
     names = "task.names=[relevance,unsafe]"
     stored = (f"runs={here / 'runs'}", "data=prepared", f"data.path={data}")
-    overrides = [*of_towers, *tables, *stored, names, "prefix.use=require"]
+    small = ("trainer.batch_size=4", "prefix.use=require")
+    overrides = [*of_towers, *tables, *stored, names, *small]
 
     def check(*more: str) -> None:
         config = compose_config("launch_train", [*overrides, *more])

@@ -24,7 +24,7 @@ def test_scripts_of_a_round(
     for stage in ("sources", "prepare", "cache", "embed", "neighbours", "train"):
         assert f"#SBATCH --job-name={stage}-<hash>" in told
     assert told.count("#SBATCH --array=0-15") == 5
-    assert told.count("srun --wait") == 1
+    assert told.count("srun --cpus-per-task=") == 1
     assert "#SBATCH --nodes=2" in told
     assert not list(tmp_path.iterdir())
 
