@@ -34,7 +34,6 @@ from lsb.ledger import Ledger
 from vlmae.config import command
 from vlmae.data.tombstones import tombstone_ids
 from vlmae.handoff import hand_off_media, read_rendered
-from vlmae.settings import prepared_data
 
 Say = Callable[[str], None]
 
@@ -44,7 +43,7 @@ def push(settings: Settings, say: Say) -> None:
     with _open(settings) as ledger:
         folder = _last_round(settings, ledger)
         run = RunFolder(settings.folder, settings.identity)
-        data = run.use(prepared_data({"data": settings.data.node}, settings.stages))
+        data = run.use(settings.data.prepared(settings.stages))
         clips = folder.clips(ledger)
         say(f"round {folder.number}: rendering {len(clips)} clips")
         config = folder.config

@@ -101,10 +101,8 @@ def given_annotations(
         for clip, key, label in zip(ids, keys, clips[LABEL + task].to_pylist(), strict=True)
         if label is not None
     ]
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
-    return annotation_table(
-        columns[0], columns[1], columns[2], columns[3], source=source, labeller=labeller
-    )
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
+    return annotation_table(*columns, source=source, labeller=labeller)
 
 
 def label_round(

@@ -22,7 +22,7 @@ from vlmae.config import checked
 from vlmae.data.index import read_index
 from vlmae.data.labels import label_matrix, read_labels
 from vlmae.data.prepare import TASKS, PrepareConfig, data_config, read_truth
-from vlmae.settings import PREPARED
+from vlmae.settings import PREPARED, prepared_data
 
 SYNTHETIC = "SYNTHETIC media made by a program"
 COMPOSED = "real media with composed labels"
@@ -104,6 +104,10 @@ class DataSet:
         """Of the file system that shards which were indexed in place lie on."""
         options = self.node.get("storage_options") or {}
         return dict(checked("data.storage_options", dict[str, Any], options))
+
+    def prepared(self, root: Path) -> Stage:
+        """Its `prepare` stage, made or reused; see `vlmae.settings.prepared_data`."""
+        return prepared_data({"data": self.node}, root)
 
     def labels_hash(self) -> str:
         """SHA-256 of the table of labels; empty where there is none."""

@@ -20,7 +20,6 @@ from vlmae.data.token_source import CachedTokens, in_source
 from vlmae.data.whitening import whiten
 from vlmae.evaluation import evaluate
 from vlmae.growing.config import Growing
-from vlmae.settings import prepared_data
 from vlmae.towers import build_towers
 from vlmae.training import Training
 
@@ -51,7 +50,7 @@ class Shared:
 def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     """Prepare the data and compute the frozen tokens, or reuse both."""
     say("prepare")
-    data = prepared_data({"data": settings.data.node}, settings.stages)
+    data = settings.data.prepared(settings.stages)
     truth = settings.data.truth(data, settings.tasks, measured=settings.clips.measured)
     asks = settings.rounds > 0 or settings.growing.on
     if settings.data.composed is None and asks and not isinstance(settings.oracle, HandOffConfig):
