@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +28,7 @@ from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared, prepare_shared, train_stage
 from lsb.artifact import Stage, write_json
+from lsb.workers import worker_pool
 from vlmae.config import as_dict, build, command, compose_config, task_overrides
 from vlmae.evaluation import EvaluateConfig, evaluate, read_metrics
 
@@ -167,7 +167,7 @@ def main(config: DictConfig) -> None:
         return Job(row, settings, point, measure)
 
     grid = [job(r, p, 0, ("development",)) for r in rows for p in range(len(chosen.points))]
-    with ProcessPoolExecutor(chosen.processes, mp_context=get_context("spawn")) as pool:
+    with worker_pool(chosen.processes) as pool:
         work = partial(run_job, shared, clips)
         scores: dict[str, dict[int, float]] = {row: {} for row in rows}
         for done, (trained, measured) in _each(pool, work, grid, console, "tuning"):

@@ -128,7 +128,7 @@ def run_stage(
         config: everything besides `inputs` that determines the output bytes; JSON-like.
         inputs: name -> `Stage.content` of the stages this one reads.
         parts: pieces to make, each independent of the others.
-        processes: parts made at a time; more than one starts spawned worker processes.
+        processes: parts made at a time; more than one starts worker processes.
         revision: of the stage's code; raised by whoever makes it write other bytes for the same
             config. Together with the release it is part of the name, so that nothing made by
             other code is reused.

@@ -10,11 +10,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from lsb.files import file_sha256, fingerprint, link, read_json, write_json
 from lsb.progress import progressed
+from lsb.workers import worker_pool
 
 RECORDED_PACKAGES = (
     "vlmae",
@@ -113,7 +113,7 @@ def make_parts(
     processes: int,
     on_part: OnPart | None = None,
 ) -> None:
-    """Make parts one by one, or several at a time in spawned processes.
+    """Make parts one by one, or several at a time in worker processes.
 
     Args:
         stage: name, for the bar.
@@ -140,10 +140,7 @@ def make_parts(
                 finished(done, _make_part(folder, part))
             return
         others = set(multiprocessing.active_children())
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(
-            min(processes, len(parts)), context, _exit_with_parent, (os.getpid(),)
-        )
+        pool = worker_pool(min(processes, len(parts)))
         try:
             futures: list[Future[Counts]] = [
                 pool.submit(_make_part, folder, part) for part in parts
@@ -197,17 +194,6 @@ def borrow(
 
 def _is_whole(path: Path, recorded: Mapping[str, Any]) -> bool:
     return path.is_file() and file_sha256(path) == recorded["sha256"]
-
-
-def _exit_with_parent(parent: int) -> None:
-    """Worker initialiser: end when the parent was killed, so that no orphan goes on writing."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_part(folder: Path, part: Part) -> Counts:

@@ -8,12 +8,9 @@ runs/<name>/units/<protocol>.<arm>.<seed>/    ledger.sqlite, and unit.json once 
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from lsb.ids import from_hex
 from lsb.ledger import Ledger
 from lsb.store import Store
 from lsb.waiting import waited_for
+from lsb.workers import worker_pool
 from vlmae.config import compose_config
 
 LOCK = ".unit.lock"
@@ -195,9 +193,7 @@ def run_units(
         for unit in units:
             yield unit, comparison.run(unit)
         return
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_begin, initargs=(comparison,)
-    ) as pool:
+    with worker_pool(processes, _begin, comparison) as pool:
         waiting = {pool.submit(_run, unit): unit for unit in units}
         try:
             for done in as_completed(waiting):
@@ -213,15 +209,6 @@ _COMPARISON: list[Comparison] = []  # of a worker process, set once: it holds th
 
 def _begin(comparison: Comparison) -> None:
     _COMPARISON.append(comparison)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose command was killed would go on with its unit, unseen, beside the next try."""
-    command = parent_process()
-    if command is not None:
-        command.join()
-        os._exit(1)
 
 
 def _run(unit: Unit) -> dict[str, Any]:

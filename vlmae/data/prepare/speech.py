@@ -10,13 +10,12 @@ are spoken in one order by a fresh process, its state seeded before every word: 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lsb.workers import worker_pool
 from vlmae.data.prepare.bank import SoundArray, hash_share, resample
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -65,8 +64,7 @@ def speak_all(takes: int = TAKES) -> list[Utterance]:
     Raises:
         ValueError: the package espeakng-loader is not installed, or lacks a voice.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(_speak_all, takes).result()
 
 
