@@ -106,7 +106,7 @@ def round_threshold(
                 )
         if threshold is None:
             assert config.fallback is not None, "else the refusal was raised"
-            threshold, scaling = LookalikeThreshold(config.fallback, mode="fallback"), None
+            threshold, scaling = fixed(config.fallback, "fallback"), None
     if want_chance and pairs is not None:
         with _refused(refusals, config):
             similarity, alike = pairs.similarity(scaling), pairs.pairs.lookalike

@@ -66,12 +66,6 @@ class LookalikeThreshold:
     seeds: int = 0
     mode: str = "fixed"
 
-    def __post_init__(self) -> None:
-        if self.mode != "calibrated" and not -1 <= self.value <= 1:
-            raise ValueError(
-                f"lookalike threshold is {self.value}: give a cosine similarity in [-1, 1]"
-            )
-
 
 CURVE_FIELDS: dict[str, pa.DataType] = {
     "similarity": pa.float32(),
@@ -101,9 +95,19 @@ class LabelledPairs:
     seed: npt.NDArray[np.int64]
 
 
-def fixed(value: float) -> LookalikeThreshold:
-    """A threshold that the user gives."""
-    return LookalikeThreshold(value)
+def fixed(value: float, mode: str = "fixed") -> LookalikeThreshold:
+    """A threshold that the user gives, a cosine similarity.
+
+    Args:
+        value: in [-1, 1].
+        mode: "fixed" or "fallback".
+
+    Raises:
+        ValueError: it is out of range.
+    """
+    if not -1 <= value <= 1:
+        raise ValueError(f"lookalike threshold is {value}: give a cosine similarity in [-1, 1]")
+    return LookalikeThreshold(value, mode=mode)
 
 
 def calibrate(

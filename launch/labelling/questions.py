@@ -15,6 +15,7 @@ import pyarrow as pa
 from launch.stages.expansion import EXPANSION_FILES
 from launch.stages.recorded import expansion_of
 from launch.stages.settings import Settings
+from launch.stages.shortlist import expand_of
 from lsb import ids as sample_ids
 from lsb.annotate.questions import Media, Neighbour, Prediction, Question, Reason
 from lsb.artifact import Stage, open_stage
@@ -27,6 +28,7 @@ from lsb.store import Store
 from vlmae.data.index import read_index
 from vlmae.handoff import media_files
 
+POOLED = "pooled"
 UNIMODAL = {"without_audio": f"vl_{PROBABILITY}", "audio_only": f"audio_{PROBABILITY}"}
 
 
@@ -45,7 +47,7 @@ def stores_of(settings: Settings, ledger: Ledger, number: int) -> Stores:
         ValueError: one of them is no longer there.
     """
     held = next(record for record in ledger.rounds() if record.round == number)
-    expanded = expansion_of(settings.stages, held, settings.expand)
+    expanded = expansion_of(settings.stages, held, expand_of(settings.in_round(number)))
     if expanded is not None:
         inputs = expanded.manifest["inputs"]
         found = [_stage_of(settings.stages, inputs[name]) for name in ("pool", "gold")]
@@ -141,7 +143,9 @@ def _told(rendered: Mapping[str, Any]) -> str:
 
 
 def _predictions(store: Store, ids: IdArray, tasks: Sequence[str]) -> list[dict[str, Prediction]]:
-    """Task -> prediction of each clip."""
+    """Task -> prediction of each clip; none of clips that were chosen unscored."""
+    if store.kind == POOLED:
+        return [{} for _ in ids]
     names = [prefix + task for task in tasks for prefix in (PROBABILITY, *UNIMODAL.values())]
     rows = store.take(ids, names).to_pylist()
     return [

@@ -30,7 +30,7 @@ from launch.stages.recorded import expansion_of, recorded_round
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Say, Shared, evaluate_stage, train_stage
-from launch.stages.shortlist import choice
+from launch.stages.shortlist import choice, expand_of
 from lsb.artifact import Stage
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
@@ -208,7 +208,7 @@ def _recorded(settings: Settings, ledger: Ledger, number: int) -> _Brought | Non
     held = recorded_round(settings.stages, ledger, number)
     if held is None:
         return None
-    stage = expansion_of(settings.stages, held, settings.expand)
+    stage = expansion_of(settings.stages, held, expand_of(settings))
     threshold, counts = (read_threshold(stage), _counts(settings, stage)) if stage else (None, {})
     return _Brought(None, held.checkpoint_hash, held.store_hash, threshold, counts)
 

@@ -118,10 +118,21 @@ def choice(
     listed = run("shortlist", partial(make, settings, shared, labelled, exclude, number, run))
     ids = sample_ids.from_arrow(pq.read_table(listed.path / SHORTLIST_FILE, columns=["id"])["id"])
     pool = run("embed", partial(embed_scored, settings, shared, trained, "pool", ids))
-    chosen = settings.expand
-    if config.method in (LOOKALIKES, STREAMS):  # broadened: the acquisition's order chooses
-        chosen = replace(chosen, broadening=NO_SEEDS, threshold=ThresholdConfig(mode="none"))
-    return Choice(pool, held, thresholds, chosen, listed)
+    return Choice(pool, held, thresholds, expand_of(settings), listed)
+
+
+def expand_of(settings: Settings) -> ExpandConfig:
+    """How a round chooses among what may be chosen.
+
+    What was broadened in pooled space is not broadened again: the acquisition's order chooses.
+
+    Args:
+        settings: of the arm, `Settings.in_round`.
+    """
+    if settings.shortlist.method in (LOOKALIKES, STREAMS):
+        none = ThresholdConfig(mode="none")
+        return replace(settings.expand, broadening=NO_SEEDS, threshold=none)
+    return settings.expand
 
 
 def with_provenance(candidates: pa.Table, listed: Stage) -> pa.Table:

@@ -23,6 +23,7 @@ from lsb.store import Store
 from lsb.views import Views, fit_views
 from vlmae.embedding import pooled_widths
 
+REVISION = 2  # raise it when a shortlist has other clips for the same config
 SHORTLIST_FILE = "shortlist.parquet"
 VIEWS_FILE = "views.json"
 """Of each task: the view that was searched, the bounds of all views, and LT or its refusal."""
@@ -72,6 +73,7 @@ def stream_shortlist_stage(
             **{split: stage.content for split, stage in stores.items()},
         },
         parts=[Part("shortlist", (SHORTLIST_FILE, VIEWS_FILE, *_evidence_files(settings)), work)],
+        revision=REVISION,
     )
 
 

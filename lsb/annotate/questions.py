@@ -59,7 +59,7 @@ class Question(Line):
         title: of the clip, "" where titles stay.
         media: its files.
         anonymisation: method that its sound went through.
-        predictions: task -> what the model says.
+        predictions: task -> what the model says; none where the round scored no clip.
         why: why it was chosen.
         neighbours: labelled clips near to it, nearest first.
     """
@@ -108,7 +108,7 @@ def prediction_text(predictions: dict[str, Prediction]) -> str:
         if told.audio_only is not None:
             parts.append(f"audio only {told.audio_only:.3f}")
         lines.append(f"{task}: {', '.join(parts)}")
-    return "\n".join(lines)
+    return "\n".join(lines) or "nothing: it was chosen unscored"
 
 
 def neighbour_text(neighbours: tuple[Neighbour, ...]) -> str:

@@ -116,4 +116,6 @@ class ShortlistConfig:
         kept = read.get(self.method, ())
         if self.method == "streams" and self.share == 1:
             kept += ("subpool",)
+        if self.method == "seals" and self.share < 1:  # chance fills what its neighbours leave
+            kept += ("seed",)
         return {"method": self.method, "share": self.share, **{name: values[name] for name in kept}}

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import logsumexp
 
-from lsb.acquisition.ranking import PoolBlock, rank_pool
+from lsb.acquisition.ranking import BLOCK_ROWS, PoolBlock, rank_pool
 from lsb.acquisition.uncertainty import normalised_weights
 from lsb.ids import IdArray, to_arrow
 from lsb.order import descending
@@ -31,7 +31,6 @@ from lsb.threshold import (
     LookalikeThreshold,
     ThresholdConfig,
     choose,
-    fixed,
     precision_bound,
     precision_curve,
 )
@@ -39,6 +38,12 @@ from lsb.views import FloatArray, View, Views
 
 SPARE = 256
 """Clips of the float32 order that are compared again in float64 beyond those wanted."""
+ROUNDING = 1e-3
+"""Standard deviations by which a float32 similarity may be too low: those near LT are decided in
+float64."""
+PAIRS = 2**24
+"""Similarities that are held at a time: 64 MiB in float32, and a few such arrays."""
+LEAST_ROWS = 256
 LEAST = 0.01
 """Precision that a view is taken to have at least; the bound of a few pairs is near none."""
 KIND = "positive"
@@ -206,7 +211,7 @@ def _threshold(
     if config.mode == "none":
         return None, None, CURVE.empty_table()
     if config.mode == "fixed":
-        return fixed(config.value), None, CURVE.empty_table()
+        return LookalikeThreshold(config.value), None, CURVE.empty_table()
     count = min(config.neighbours, similarity_QM.shape[1] - 1)
     near = np.argsort(-similarity_QM, axis=1, kind="stable")[:, :count]
     similarity = np.take_along_axis(similarity_QM, near, axis=1).ravel()
@@ -265,16 +270,22 @@ def _nearest(
             near = near - logsumexp(config.sharpness * other, axis=0)
         return np.asarray(near, np.float64)
 
+    lt = chosen.threshold.value if chosen.threshold else None
+
     def roughly(block: PoolBlock) -> npt.NDArray[np.float64]:
         vectors = block.vectors()
-        return nearness(views.similarity(queries, vectors, np.float32), vectors)
+        similarity_QN = views.similarity(queries, vectors, np.float32)
+        near = nearness(similarity_QN, vectors)
+        if lt is not None:
+            near[similarity_QN.max(axis=0) < lt - ROUNDING] = -np.inf
+        return near
 
-    rough = rank_pool(store, [], roughly, count + SPARE, exclude).best
+    rows = max(LEAST_ROWS, min(BLOCK_ROWS, PAIRS // max(len(seeds), len(rivals))))
+    rough = rank_pool(store, [], roughly, count + SPARE, exclude, block_rows=rows).best
     vectors = store.take_vectors(rough.row)
     similarity_QN = views.similarity(queries, vectors)
     nearest_N = similarity_QN.max(axis=0).astype(np.float32)
     order = descending(nearness(similarity_QN, vectors).astype(np.float32), rough.ids)
-    lt = chosen.threshold.value if chosen.threshold else None
     if lt is not None:
         order = order[nearest_N[order] >= np.float32(lt)]
     order = order[:count]

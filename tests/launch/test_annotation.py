@@ -89,6 +89,23 @@ def write(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
 
+UNSCORED = ("acquisition=random", "broadening=none", "threshold=none", "shortlist=unscored")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [(), UNSCORED], ids=["broadened", "unscored"])
+def test_people_are_asked_within_a_scoring_budget_and_one_of_a_round(
+    tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: tuple[str, ...]
+) -> None:
+    budget = (f"budgets=[{BUDGET}]", "selection.budget=16", "shortlist.share=0.5")
+    run = PeopleRun.start(tiny, tmp_path, "oracle=files", *budget, *chosen)
+    run.act("push", monkeypatch)
+    questions = read_lines(run.handoff / "questions.jsonl", Question)
+    assert len(questions) == BUDGET
+    told = {frozenset(question.predictions) for question in questions}
+    assert told == {frozenset() if chosen else frozenset(TASKS)}
+
+
 @pytest.mark.slow
 def test_people_answer_in_files_and_the_round_goes_on(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lsb.ids import sample_ids
+from lsb.shortlist import streams
 from lsb.shortlist.config import ShortlistConfig
 from lsb.shortlist.known import Known
 from lsb.shortlist.shortlist import shortlist
@@ -149,6 +150,25 @@ def test_a_calibrated_threshold_cuts_what_is_not_alike(store: Store, pool: Heard
     assert why.threshold is None
     assert "0.999" in (why.refusal or "")
     assert refused.num_rows == 1000
+
+
+def test_what_is_below_the_threshold_takes_no_place_of_what_is_above(
+    store: Store, pool: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips that are far from negatives come first, and may be below LT all the same."""
+    monkeypatch.setattr(streams, "SPARE", 0)
+    sure = ThresholdConfig(mode="fixed", value=3.5)
+    every, (told,) = listed(store, count=len(pool.vectors), threshold=sure, noise=1.0)
+    assert told.threshold is not None
+    assert told.threshold.value == 3.5  # standard deviations: no cosine
+    unlimited, _ = listed(store, count=len(pool.vectors), noise=1.0)
+    above = np.asarray(unlimited["similarity"].to_pylist()) >= np.float32(3.5)
+    assert every.num_rows == above.sum()
+    first = int(np.flatnonzero(~above)[0])
+    assert above[first:].any(), "in this world the two orders are the same"
+    few = int(above[: first + 1].sum()) + 1
+    cut, _ = listed(store, count=few, threshold=sure, noise=1.0)
+    assert cut["id"] == every["id"][:few]
 
 
 def test_the_cut_into_parts_changes_nothing(make_store: Make, pool: Heard, tmp_path) -> None:
