@@ -192,6 +192,8 @@ def _claims(cell: Cell, drawn: Mapping[tuple[str, str, str], Any]) -> dict[str, 
         "lsb_streams - entropy, everything scored": difference(
             ("labels", "lsb_streams"), ("labels", "entropy")
         ),
+        "lsb_lt - lsb, equal scoring": difference(("scoring", "lsb_lt"), ("scoring", "lsb")),
+        "lsb_lt - lsb, everything scored": difference(("labels", "lsb_lt"), ("labels", "lsb")),
         "lsb_lt - lsb_random, equal scoring": difference(
             ("scoring", "lsb_lt"), ("scoring", "lsb_random")
         ),
