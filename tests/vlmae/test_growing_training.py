@@ -263,6 +263,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path, train_in: TrainIn, oracle: Or
             train_in(tmp_path, **{"config": steps(), "growing": _every(1, labels), **options})
     with pytest.raises(ValueError, match="use search=exact"):
         Growing(EVERY, dataclasses.replace(ENTROPY, search=FaissConfig()), labels)
+    for key in ("carry_labels", "media_hashes"):
+        copies = SelectionConfig(near_duplicate=0.99, **{key: True})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"set selection.{key}=false"):
+            Growing(EVERY, dataclasses.replace(ENTROPY, selection=copies), labels)
     for message, settings in [
         ("give at least 0, 1 and 1", {"every_epochs": -1}),
         ("use oracle or ledger", {"labels": "nobody"}),
