@@ -7,8 +7,9 @@ from pathlib import Path
 from launch.labelling.annotation import simulated
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared
+from lsb.annotate.oracle import Oracle
 from vlmae.growing.config import LEDGER, Growing
-from vlmae.growing.labels import FromAnnotator, FromLedger, LabelSource
+from vlmae.growing.labels import FromAnnotator, FromAnnotators, FromLedger, LabelSource
 
 
 def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | None:
@@ -20,7 +21,8 @@ def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | No
         ledger: of the arm; rounds are recorded there unless `growing.ledger` names another.
 
     Raises:
-        ValueError: the annotators are people, whom a running training cannot wait for.
+        ValueError: the annotators are people, whom a running training cannot wait for; or they are
+            weighed by answers of another ledger than the arm's.
     """
     config = settings.growing
     if not config.on:
@@ -30,5 +32,19 @@ def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | No
     if config.labels == LEDGER:
         labels = FromLedger(place, settings.merge)
     else:
-        labels = FromAnnotator(simulated(settings, shared), shared.data.content, place)
+        labels = _answering(settings, shared, place)
     return Growing(config, settings.expand, labels, settings.arm)
+
+
+def _answering(settings: Settings, shared: Shared, place: str) -> LabelSource:
+    """Annotators that answer at once, and record what they do in a ledger."""
+    annotator, answers, merge = simulated(settings, shared), shared.data.content, settings.merge
+    if isinstance(annotator, Oracle):
+        return FromAnnotator(annotator, answers, place)
+    if settings.growing.ledger and merge.policy != "majority":
+        raise ValueError(
+            f"ledger.policy is {merge.policy!r}, which weighs annotators by all answers that a "
+            f"ledger holds, and growing.ledger is {settings.growing.ledger}, not the arm's: leave "
+            "growing.ledger unset, or use ledger=majority"
+        )
+    return FromAnnotators(annotator, answers, place, merge)

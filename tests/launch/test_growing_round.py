@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_run import TinyRun, run_python
 
+from launch.rounds.growing import growing_in
 from launch.stages.settings import Settings
+from lsb.ids import sample_ids, to_arrow
+from lsb.labelled import LABEL
 from lsb.ledger import Ledger
 from vlmae.config import compose_config
 
@@ -46,3 +52,32 @@ def test_a_run_that_does_not_grow_keeps_its_identity() -> None:
     grown = Settings.from_config(compose_config("round", ["experiment=tiny", "rounds=0", *GROWN]))
     assert grown.identity["growing"]["every_epochs"] == 1
     assert grown.last_round == 1
+
+
+def settings_of(*overrides: str) -> Settings:
+    return Settings.from_config(
+        compose_config("round", ["experiment=tiny", "rounds=0", *GROWN, *overrides])
+    )
+
+
+def shared_of() -> Any:
+    truth = {"id": to_arrow(sample_ids(["a"])), "key": ["a"]}
+    labels = {LABEL + task: [1] for task in settings_of().tasks}
+    return SimpleNamespace(data=SimpleNamespace(content="data"), truth=pa.table(truth | labels))
+
+
+def test_who_answers_is_part_of_a_training_that_grows() -> None:
+    def hashed(*overrides: str) -> dict[str, Any]:
+        growing = growing_in(settings_of(*overrides), shared_of(), Path("ledger.sqlite"))
+        assert growing is not None
+        return growing.hashed()["answers"]
+
+    assert hashed() == {"annotator": "oracle:noise=0.0", "answers": "data"}
+    noisy = hashed("oracle=noisy")
+    for other in ("annotators.usual.skip=0.5", "seed=1", "answers_per_clip=3"):
+        assert hashed("oracle=noisy", f"oracle.{other}") != noisy
+    assert hashed("oracle=noisy", "ledger.agreement=0.9") != noisy
+    assert hashed("oracle=noisy", "growing.ledger=other.sqlite") == noisy
+    with pytest.raises(ValueError, match=r"leave growing\.ledger unset, or use ledger=majority"):
+        hashed("oracle=noisy", "growing.ledger=other.sqlite", "ledger=gold_weighted")
+    assert hashed("oracle=noisy", "ledger=gold_weighted") != noisy

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +13,20 @@ import pytest
 
 from lsb.annotate import annotation_table
 from lsb.annotate.oracle import Oracle
+from lsb.annotate.simulated import (
+    FlipRates,
+    SimulatedAnnotator,
+    SimulatedAnnotators,
+    SimulatedConfig,
+)
 from lsb.ids import IdArray, sample_id, sample_ids, to_arrow
 from lsb.labelled import LABEL
-from lsb.ledger import Ledger, Round
+from lsb.ledger import Ledger, MergeConfig, Round
 from lsb.selection import CHOSEN
+from vlmae.config import as_dict, compose_config
 from vlmae.growing.callback import with_rows
-from vlmae.growing.labels import FromAnnotator, FromLedger, label_columns
+from vlmae.growing.labels import FromAnnotator, FromAnnotators, FromLedger, label_columns
+from vlmae.growing.settings import growing_of
 
 TASKS = ["relevance", "unsafe"]
 NOBODY: IdArray = sample_ids([])
@@ -63,6 +74,88 @@ def test_an_annotator_answers_at_once(tmp_path: Path, oracle: Oracle, kept: bool
             assert ledger.training_set()["key"].to_pylist() == labels["key"].to_pylist()
         with pytest.raises(ValueError, match="checkpoint_hash"):
             source.labels(a_round(3, "others"), asked, NOBODY, NONE, TASKS)
+
+
+CLIPS = [f"clip-{number}" for number in range(60)]
+SURE = SimulatedAnnotator(seconds=20.0, price=0.5)
+CROWD = SimulatedConfig(
+    {
+        "ann": SURE,
+        "bob": SURE,
+        "zoe": SimulatedAnnotator(false_positive=1.0, false_negative=1.0, skip=0.2),
+    },
+    answers_per_clip=2,
+)
+
+
+def crowd(place: str, config: SimulatedConfig = CROWD, **merge: Any) -> FromAnnotators:
+    truth = {LABEL + task: [n % 2 for n in range(len(CLIPS))] for task in TASKS}
+    table = pa.table({"id": to_arrow(sample_ids(CLIPS)), **truth})
+    return FromAnnotators(SimulatedAnnotators(table, config), "truth", place, MergeConfig(**merge))
+
+
+def test_answers_of_several_annotators_are_merged_as_between_rounds(tmp_path: Path) -> None:
+    place = str(tmp_path / "ledger.sqlite")
+    asked = candidates(*CLIPS)
+    for _ in range(2):  # a training that was killed asks again
+        labels = crowd(place).labels(a_round(1), asked, NOBODY, NONE, TASKS)
+        with Ledger.open(place) as ledger:
+            answers = ledger.annotations()
+            known = ledger.training_set(1, ["oracle"])
+            costs = ledger.costs()
+        assert labels.select(known.column_names).equals(known)
+    truth = {key: number % 2 for number, key in enumerate(CLIPS)}
+    wrong = {row["key"] for row in answers if row["labeller"] == "oracle:zoe"}
+    agreed = {row["key"] for row in answers} - wrong
+    one = {key for key in wrong if sum(row["key"] == key for row in answers) == len(TASKS)}
+    assert one == set(), "nobody else skips"
+    told = {key: relevance for key, relevance, _ in rows_of(labels)}
+    assert {key: truth[key] for key in agreed} == told, "who disagree decide nothing"
+    assert wrong
+    paid = {row["payee"]: row for row in costs if row["entry"] == "judgements"}
+    assert sum(row["count"] for row in paid.values()) == len(CLIPS) * 2 * len(TASKS)
+    assert paid["oracle:ann"]["unit_price"] == 0.5
+    (tmp_path / "ledger.sqlite").unlink()
+    crowd(place).remember(a_round(1), asked, TASKS)
+    with Ledger.open(place) as ledger:
+        assert ledger.training_set(1, ["oracle"]).equals(known)
+        assert ledger.costs() == costs
+
+
+def test_what_decides_answers_is_part_of_their_identity() -> None:
+    zoe = CROWD.annotators["zoe"]
+    same = [
+        dataclasses.replace(CROWD, hourly_wage=99.0),
+        _with(ann=dataclasses.replace(SURE, seconds=1.0, price=9.0)),
+    ]
+    others = [
+        dataclasses.replace(CROWD, seed=1),
+        dataclasses.replace(CROWD, answers_per_clip=1),
+        _with(zoe=dataclasses.replace(zoe, skip=0.3)),
+        _with(zoe=dataclasses.replace(zoe, false_positive=0.9)),
+        _with(zoe=dataclasses.replace(zoe, tasks={"unsafe": FlipRates(0.5, 0.5)})),
+    ]
+    own = crowd("here").identity
+    assert crowd("elsewhere").identity == own
+    assert all(crowd("here", config).identity == own for config in same)
+    assert all(crowd("here", config).identity != own for config in others)
+    assert crowd("here", agreement=0.6).identity != own
+    json.dumps(own)
+
+
+def _with(**annotators: SimulatedAnnotator) -> SimulatedConfig:
+    return dataclasses.replace(CROWD, annotators={**CROWD.annotators, **annotators})
+
+
+def test_one_annotator_keeps_its_identity(oracle: Oracle) -> None:
+    want = {"annotator": "oracle:noise=0.0", "answers": "truth"}
+    assert FromAnnotator(oracle, "truth").identity == want
+
+
+def test_several_annotators_of_a_training_alone_are_refused() -> None:
+    config = compose_config("train", ["growing=every", "oracle=noisy"])
+    with pytest.raises(ValueError, match=r"oracle\.kind is 'simulated'.*use oracle=exact"):
+        growing_of(as_dict(config), config.task.names)
 
 
 def test_a_round_whose_ledger_is_lost_is_remembered(tmp_path: Path, oracle: Oracle) -> None:

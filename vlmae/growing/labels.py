@@ -1,6 +1,6 @@
-"""Where the labels of an expansion come from: an annotator that answers at once, or a ledger.
+"""Where the labels of an expansion come from: annotators that answer at once, or a ledger.
 
-Both write the round into the ledger (contract 5: rounds, candidates and labels live there); asking
+All write the round into the ledger (contract 5: rounds, candidates and labels live there); asking
 again for the same candidates changes nothing in it, so that a training that was killed while it
 asked may ask again.
 """
@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from lsb.annotate import SOURCES, Annotator
+from lsb.annotate.simulated import SimulatedAnnotators
 from lsb.ids import ID_TYPE, IdArray, from_arrow, texts, to_bytes
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, MergeConfig, Round
+from lsb.ledger.judgements import record_judgements
 
 TRAINING_SOURCES = tuple(source for source in SOURCES if source != "gold")
 
@@ -65,10 +67,10 @@ def label_columns(tasks: Sequence[str]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class FromAnnotator:
-    """Labels of an annotator that answers at once.
+    """Labels of one annotator that answers at once, and whose name says how.
 
     Attributes:
-        annotator: e.g. `lsb.annotate.oracle.Oracle`.
+        annotator: e.g. `lsb.annotate.oracle.Oracle`; at most one answer for a clip in a task.
         answers: what its answers are known by, e.g. the hash of the truth.
         ledger: path or URL to record rounds in, or None.
     """
@@ -113,6 +115,63 @@ class FromAnnotator:
     def _asked(self, candidates: pa.Table, tasks: Sequence[str]) -> pa.Table:
         ids, keys = from_arrow(candidates["id"]), texts(candidates["key"])
         return self.annotator.annotate(ids, keys, tasks)
+
+
+@dataclass(frozen=True)
+class FromAnnotators:
+    """Labels of simulated annotators, merged as those of people are.
+
+    Their answers go into a ledger, which decides as between rounds: by all that it holds, so that
+    a policy may weigh an annotator by earlier answers, and decide an earlier clip otherwise.
+
+    Attributes:
+        annotators: several, who may differ about a clip.
+        answers: what their truth is known by.
+        ledger: path or URL.
+        merge: how their answers become one label.
+    """
+
+    annotators: SimulatedAnnotators
+    answers: str
+    ledger: str
+    merge: MergeConfig = field(default_factory=MergeConfig)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `LabelSource`: their name does not tell how they err, skip and are drawn."""
+        return {
+            "annotator": self.annotators.name,
+            "answers": self.answers,
+            "annotators": self.annotators.config.deciding(),
+            "merge": asdict(self.merge),
+        }
+
+    def labels(
+        self,
+        record: Round,
+        candidates: pa.Table,
+        pending: IdArray,
+        held: pa.Table,
+        tasks: Sequence[str],
+    ) -> pa.Table:
+        """See `LabelSource`. Clips that are skipped or undecided stay without a label."""
+        with Ledger.open(self.ledger) as ledger:
+            self._record(ledger, record, candidates, tasks)
+            return _news(ledger, record, candidates, pending, held, tasks)
+
+    def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
+        """See `LabelSource`."""
+        with Ledger.open(self.ledger) as ledger:
+            self._record(ledger, record, candidates, tasks)
+
+    def _record(
+        self, ledger: Ledger, record: Round, candidates: pa.Table, tasks: Sequence[str]
+    ) -> None:
+        ids, keys = from_arrow(candidates["id"]), texts(candidates["key"])
+        judged = self.annotators.judge(ids, keys, tasks)
+        ledger.record_round(record, candidates, judged.annotations)
+        record_judgements(ledger, record.round, judged.costs)
+        ledger.adjudicate(self.merge)
 
 
 @dataclass(frozen=True)
