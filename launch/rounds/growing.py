@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from launch.labelling.annotation import simulated
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared
 from lsb.annotate.oracle import Oracle
+from lsb.artifact import Stage
+from lsb.ids import from_arrow
+from vlmae.data.tombstones import without_tombstones
 from vlmae.growing.config import LEDGER, Growing
-from vlmae.growing.labels import FromAnnotator, FromAnnotators, FromLedger, LabelSource
+from vlmae.growing.labels import (
+    FromAnnotator,
+    FromAnnotators,
+    FromLedger,
+    LabelSource,
+    label_columns,
+)
 
 
 def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | None:
@@ -34,6 +47,25 @@ def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | No
     else:
         labels = _answering(settings, shared, place)
     return Growing(config, settings.expand, labels, settings.arm)
+
+
+def grown_labels(settings: Settings, trained: Stage) -> pa.Table:
+    """What a training that grew has trained on in the end, by id.
+
+    Its own manifest says so, and no ledger: it may have recorded its rounds elsewhere than in the
+    arm's, and people may have answered more since.
+
+    Args:
+        settings: of the arm.
+        trained: the `train` stage.
+
+    Returns:
+        id, key, round, `label_<task>` and source of its clips, those taken down left out.
+    """
+    columns = label_columns(settings.tasks).names
+    table = pq.read_table(trained.path / "training_set.parquet", columns=columns)
+    table = table.take(np.argsort(from_arrow(table["id"]), kind="stable"))
+    return without_tombstones(settings.stages, table)
 
 
 def _answering(settings: Settings, shared: Shared, place: str) -> LabelSource:
