@@ -30,8 +30,11 @@ def main(config: DictConfig) -> None:
     with launched_run(config, console.log, task_overrides()):
         arms = run_arms(config, console.log)
         settings, folder, shared = arms.settings, arms.folder, arms.shared
+        last = arms.rounds[settings.arm][-1]
         controls = (
-            measure_controls(settings, shared, folder, console.log) if settings.controls else {}
+            measure_controls(settings, shared, folder, last, console.log)
+            if settings.controls
+            else {}
         )
     summary = summarise(settings, arms.rounds, controls, shared)
     write_json(folder.path / "summary.json", summary)

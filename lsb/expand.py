@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lsb.acquisition.broadening_config import POOL_KINDS
 from lsb.acquisition.config import AcquisitionConfig
 from lsb.acquisition.pool_order import pool_order
 from lsb.acquisition.seeds import SEEDS, BroadeningConfig, choose_seeds
@@ -320,15 +321,18 @@ def _search(
 def _seeds(
     store: Store, labelled: Labelled | None, config: ExpandConfig, round: int, exclude: IdArray
 ) -> pa.Table:
-    """Seeds by the config's mix; of the pool only the columns that they read."""
+    """Seeds by the config's mix; of the pool only the columns that they read, often none."""
     broadening, weights = config.broadening, config.acquisition.task_weights
     if not broadening.total:
         return SEEDS.empty_table()
-    columns = ["id", "key"]
-    if broadening.entropy:
-        columns += [PROBABILITY + task for task in normalised_weights(weights)]
+    pool = SEEDS.empty_table().select(["id", "key"])
+    if any(broadening.count(kind) for kind in POOL_KINDS):
+        columns = ["id", "key"]
+        if broadening.entropy:
+            columns += [PROBABILITY + task for task in normalised_weights(weights)]
+        pool = store.rows(columns)
     return choose_seeds(
-        store.rows(columns),
+        pool,
         labelled,
         broadening,
         task_weights=weights,

@@ -30,7 +30,8 @@ from lsb.annotate.oracle import Oracle
 from lsb.annotate.simulated import COSTS, Judged, SimulatedAnnotators, SimulatedConfig
 from lsb.artifact import Counts, Part, Stage, run_stage
 from lsb.labelled import LABEL
-from lsb.ledger import HOURS, Ledger, Round
+from lsb.ledger import Ledger, Round
+from lsb.ledger.judgements import record_judgements
 from lsb.selection import CHOSEN
 from vlmae.data.tombstones import without_tombstones
 
@@ -179,11 +180,8 @@ def _record(
     # A round that stays as it is recorded keeps its costs, too.
     stays = recorded_round(settings.stages, ledger, record.round) is not None
     record_without_tombstones(settings.stages, ledger, record, candidates, annotations)
-    for row in () if stays else costs.to_pylist():
-        number, payee, count = record.round, row["labeller"], row["judgements"]
-        ledger.record_cost(number, payee, row["unit_price"], count, entry="judgements")
-        if row["seconds"]:
-            ledger.record_cost(number, payee, row["seconds"] / 3600 / count, count, entry=HOURS)
+    if not stays:
+        record_judgements(ledger, record.round, costs)
 
 
 def _label(settings: Settings, shared: Shared, expanded: Stage, candidates: pa.Table) -> Stage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from launch.rounds.growth import final_labels
+from launch.rounds.growth import GrowthRound, final_labels
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Say, Shared, evaluate_stage, train_stage
@@ -22,10 +22,10 @@ CONTROLS = {
 
 
 def measure_controls(
-    settings: Settings, shared: Shared, folder: RunFolder, say: Say
+    settings: Settings, shared: Shared, folder: RunFolder, last: GrowthRound, say: Say
 ) -> dict[str, dict[str, Any]]:
     """Control -> task -> metrics, every model trained on the labels of the arm's last round."""
-    labelled, gold = final_labels(settings, folder)
+    labelled, gold = final_labels(settings, folder, last)
     results = {}
     for name, (trained_on, measured_on) in CONTROLS.items():
         say(f"control: {name}")

@@ -22,7 +22,7 @@ from launch.labelling.annotation import (
     record_first_labels,
 )
 from launch.labelling.pseudo import PseudoLabelling, PseudoModel, with_pseudo_labels
-from launch.rounds.growing import growing_in
+from launch.rounds.growing import growing_in, grown_labels
 from launch.stages.clips import first_clips, gold_clips
 from launch.stages.copies import excluded_clips, media_of
 from launch.stages.expansion import expand_stage, read_threshold
@@ -109,7 +109,7 @@ def grow(
             train = partial(train_stage, settings, shared, used, gold, growing)
             trained = clock.run("train", train)
             if growing is not None:
-                labelled = _labelled(settings, ledger, settings.last_round)
+                labelled = grown_labels(settings, trained)
             measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
             rounds.append(
                 GrowthRound(
@@ -133,12 +133,22 @@ def grow(
     return rounds
 
 
-def final_labels(settings: Settings, folder: RunFolder) -> tuple[pa.Table, pa.Table]:
-    """The training set of the last round and the gold labels, from the arm's ledger."""
+def final_labels(
+    settings: Settings, folder: RunFolder, last: GrowthRound
+) -> tuple[pa.Table, pa.Table]:
+    """The training set of the last round and the gold labels.
+
+    Args:
+        settings: of the arm.
+        folder: of the run, with the arm's ledger.
+        last: the last round.
+    """
     with Ledger.open(folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
-        labelled = _labelled(settings, ledger, settings.last_round)
-        labelled = with_pseudo_labels(settings, ledger, labelled, settings.last_round)
-        return labelled, _gold(settings, ledger)
+        gold = _gold(settings, ledger)
+        if settings.growing.on:
+            return grown_labels(settings, last.stages["train"][-1]), gold
+        labelled = _labelled(settings, ledger, settings.rounds)
+        return with_pseudo_labels(settings, ledger, labelled, settings.rounds), gold
 
 
 @dataclass(frozen=True)

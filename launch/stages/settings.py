@@ -180,11 +180,6 @@ class Settings:
         return self.runs / "stages"
 
     @property
-    def last_round(self) -> int:
-        """Number of the last labels that are added."""
-        return len(self.growing.epochs(self.train.epochs)) or self.rounds
-
-    @property
     def folder(self) -> Path:
         """The run's own folder."""
         return self.runs / self.name

@@ -105,6 +105,14 @@ class SimulatedConfig:
             )
         require_amounts("oracle", hourly_wage=self.hourly_wage)
 
+    def deciding(self) -> dict[str, Any]:
+        """What decides the answers: all but time and money."""
+        values = asdict(self)
+        del values["hourly_wage"]
+        for told in values["annotators"].values():
+            del told["seconds"], told["price"]
+        return values
+
     def unit_price(self, name: str) -> float:
         """What one judgement of an annotator costs."""
         told = self.annotators[name]

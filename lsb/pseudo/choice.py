@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from lsb.acquisition.ranking import BLOCK_ROWS
+from lsb.acquisition.ranking import BLOCK_ROWS, Best, Ranked
 from lsb.ids import ID_TYPE, IdArray, from_arrow, to_arrow
 from lsb.labelled import PROBABILITY, UNLABELLED, Labelled
-from lsb.order import descending, member
+from lsb.order import member
 from lsb.pseudo.agreement import LabelledClips, neighbour_labels
 from lsb.pseudo.config import PseudoConfig
 from lsb.pseudo.rule import Cuts, LabelRule, find_rules, predicted
@@ -30,6 +29,9 @@ PSEUDO_FIELDS: dict[str, pa.DataType] = {
 }
 PSEUDO_LABELS = pa.schema(PSEUDO_FIELDS)
 CLIPS_AT_A_TIME = 1024
+FIRST_CLIPS, MOST_CLIPS = 65_536, 1_048_576
+"""Confident clips of a rule that a pass over the pool keeps, the first and any later one; multiples
+of `CLIPS_AT_A_TIME`. Later ones are needed where neighbours agree on few."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,6 @@ class PseudoLabels:
         return [rule.off for rule in self.rules if rule.off is not None]
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Pool clips to which one rule may give its label, the likeliest first."""
-
-    ids: IdArray
-    probability: npt.NDArray[np.float32]
-    row: npt.NDArray[np.int64]
-
-
 def pseudo_label(
     store: Store,
     gold: Labelled,
@@ -77,7 +70,9 @@ def pseudo_label(
 
     A clip is labelled where its probability reaches the cut that gold clips allow, and enough of
     its nearest labelled clips have that label, too. The likeliest come first, ties by id. Neither
-    the parts of the store nor the order of anything shows in the result.
+    the parts of the store nor the order of anything shows in the result. Memory does not grow with
+    the pool: a pass keeps the likeliest clips of each rule, and another one follows where
+    neighbours do not agree on enough of them.
 
     Args:
         store: the pool, of kind "fused".
@@ -96,7 +91,8 @@ def pseudo_label(
     rules = find_rules(gold, labelled, config, similarity=similarity, earlier=earlier)
     excluded = np.unique(np.concatenate([exclude, gold.ids, labelled.ids]))
     used = [rule for rule in rules if rule.off is None]
-    found = _candidates(store, used, gold.operating_thresholds, excluded)
+    thresholds = gold.operating_thresholds
+    found = _confident(store, used, thresholds, excluded, FIRST_CLIPS)
     counts: dict[str, int] = {}
     for rule in rules:
         counts |= {
@@ -109,7 +105,15 @@ def pseudo_label(
     pieces = [PSEUDO_LABELS.empty_table()]
     for task in tasks:
         agreed = {
-            rule.label: _agreed(store, clips, rule, labelled, config, similarity, quota)
+            rule.label: _agreed(
+                store,
+                _likeliest(store, rule, thresholds, excluded, clips),
+                rule,
+                labelled,
+                config,
+                similarity,
+                quota,
+            )
             for rule, clips in zip(used, found, strict=True)
             if rule.task == task
         }
@@ -122,7 +126,7 @@ def pseudo_label(
             counts[f"{task}={label} labelled"] = kept[label]
             pieces.append(table.slice(0, kept[label]))
     for rule, clips in zip(used, found, strict=True):
-        counts[f"{rule.task}={rule.label} confident"] = len(clips.ids)
+        counts[f"{rule.task}={rule.label} confident"] = clips.count
     table = pa.concat_tables(pieces)
     order = np.argsort(from_arrow(table["id"]), kind="stable")  # tasks are in order
     return PseudoLabels(table.take(order).combine_chunks(), rules, counts)
@@ -148,18 +152,42 @@ def balanced_counts(
     return {label: int(total * share + 1e-9) for label, share in shares.items()}
 
 
-def _candidates(
+@dataclass(frozen=True)
+class _Confident:
+    """Pool clips to which one rule may give its label.
+
+    Attributes:
+        best: the likeliest of them.
+        count: all of them.
+    """
+
+    best: Ranked
+    count: int
+
+
+def _confident(
     store: Store,
     rules: Sequence[LabelRule],
     thresholds: Mapping[str, float],
     excluded: IdArray,
-) -> list[_Candidates]:
-    """Clips at or above the cut of each rule, found while the rows of the store pass by."""
+    most: int,
+    behind: Ranked | None = None,
+) -> list[_Confident]:
+    """Clips at or above the cut of each rule, found while the rows of the store pass by.
+
+    Args:
+        store: the pool.
+        rules: with a cut.
+        thresholds: task -> operating threshold.
+        excluded: ids that get no label, ascending.
+        most: clips to keep of each rule.
+        behind: only clips that come after the last of these in the order (-probability, id).
+    """
     if not rules:
         return []
     columns = [PROBABILITY + task for task in sorted({rule.task for rule in rules})]
     store.require_columns(columns)
-    held: list[list[_Candidates]] = [[] for _ in rules]
+    best, count = [Best(most) for _ in rules], [0] * len(rules)
     for part in store.parts:
         row = part.first_row
         for batch in part.row_blocks(["id", *columns], BLOCK_ROWS):
@@ -169,22 +197,38 @@ def _candidates(
                 values = batch.column(PROBABILITY + rule.task).to_numpy()
                 says, probability = predicted(values, thresholds[rule.task], rule.label)
                 assert rule.cut is not None, "a rule without a cut is off"
-                at = np.flatnonzero(free & says & (probability >= np.float32(rule.cut)))
-                held[place].append(_Candidates(ids[at], probability[at], row + at))
+                wanted = free & says & (probability >= np.float32(rule.cut))
+                if behind is not None:
+                    last, name = behind.score[-1], behind.ids[-1]
+                    wanted &= (probability < last) | ((probability == last) & (ids > name))
+                at = np.flatnonzero(wanted)
+                count[place] += len(at)
+                # Of float32 no bit is lost in the float64 of a score.
+                best[place].add(Ranked(ids[at], probability[at].astype(np.float64), row + at))
             row += len(ids)
-    found = []
-    for pieces in held:
-        ids = np.concatenate([piece.ids for piece in pieces])
-        probability = np.concatenate([piece.probability for piece in pieces])
-        order = descending(probability, ids)
-        rows = np.concatenate([piece.row for piece in pieces])
-        found.append(_Candidates(ids[order], probability[order], rows[order]))
-    return found
+    return [_Confident(kept.ranked(), held) for kept, held in zip(best, count, strict=True)]
+
+
+def _likeliest(
+    store: Store,
+    rule: LabelRule,
+    thresholds: Mapping[str, float],
+    excluded: IdArray,
+    found: _Confident,
+) -> Iterator[Ranked]:
+    """All clips of a rule, the likeliest first, some at a time: a pass over the store for each but
+    the first, which is `found`."""
+    while len(found.best.ids):
+        for start in range(0, len(found.best.ids), CLIPS_AT_A_TIME):
+            yield found.best[start : start + CLIPS_AT_A_TIME]
+        if len(found.best.ids) == found.count:
+            return
+        (found,) = _confident(store, [rule], thresholds, excluded, MOST_CLIPS, found.best)
 
 
 def _agreed(
     store: Store,
-    clips: _Candidates,
+    likeliest: Iterator[Ranked],
     rule: LabelRule,
     labelled: LabelledClips,
     config: PseudoConfig,
@@ -193,14 +237,14 @@ def _agreed(
 ) -> pa.Table:
     """The first clips on which enough labelled neighbours agree, schema `PSEUDO_LABELS`."""
     taken = [PSEUDO_LABELS.empty_table()]
-    for start in range(0, len(clips.ids), CLIPS_AT_A_TIME):
-        if wanted <= 0:
+    while wanted > 0:
+        some = next(likeliest, None)
+        if some is None:
             break
-        some = slice(start, start + CLIPS_AT_A_TIME)
-        ids, probability, rows = clips.ids[some], clips.probability[some], clips.row[some]
+        probability = some.score.astype(np.float32)
         counts = neighbour_labels(
-            ids,
-            store.take_vectors(rows),
+            some.ids,
+            store.take_vectors(some.row),
             labelled,
             rule.task,
             neighbours=config.neighbours,
@@ -209,8 +253,8 @@ def _agreed(
         at = np.flatnonzero(counts[:, rule.label] >= config.agreeing)[:wanted]
         wanted -= len(at)
         columns = [
-            to_arrow(ids[at]),
-            store.take_rows(rows[at], ["key"])["key"].combine_chunks(),
+            to_arrow(some.ids[at]),
+            store.take_rows(some.row[at], ["key"])["key"].combine_chunks(),
             [rule.task] * len(at),
             [rule.label] * len(at),
             probability[at],

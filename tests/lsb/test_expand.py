@@ -69,6 +69,26 @@ def test_result_does_not_depend_on_how_the_pool_is_cut(make_store: Make) -> None
     assert (one.threshold, one.counts) == (many.threshold, many.counts)
 
 
+@pytest.mark.parametrize("mix", [{}, {"entropy": 1}, {"random": 1}])
+def test_rows_of_the_pool_are_read_for_seeds_of_the_pool_alone(
+    make_store: Make, monkeypatch: pytest.MonkeyPatch, mix: dict[str, int]
+) -> None:
+    none = {"entropy": 0, "random": 0, "confident_error": 5}
+    seeds = BroadeningConfig(**{**none, **mix}, confidence=CONFIG.broadening.confidence)
+    store, read = WORLD.store(make_store, parts=3), []
+    rows = Store.rows
+
+    def counted(self: Store, columns: list[str]) -> object:
+        read.append(columns)
+        return rows(self, columns)
+
+    monkeypatch.setattr(Store, "rows", counted)
+    found = run(store, dataclasses.replace(CONFIG, broadening=seeds))
+    assert found.counts["seeds_confident_error"] == 5
+    assert found.seeds.num_rows == 5 + len(mix)
+    assert len(read) == len(mix)
+
+
 def test_an_approximate_search_says_what_it_found(make_store: Make, tmp_path: Path) -> None:
     store = WORLD.store(make_store, parts=3)
     search = FaissConfig(8, 100, 50, factory="IVF6,Flat", training_rows=300, recall=1.0)

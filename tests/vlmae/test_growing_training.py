@@ -29,6 +29,7 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import Prefix
 from vlmae.data.token_source import CachedTokens, LiveTokens
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused
+from vlmae.growing.callback import GrowBetweenEpochs
 from vlmae.growing.config import Growing, GrowingConfig
 from vlmae.growing.labels import FromAnnotator, FromLedger
 from vlmae.strategy import StrategyConfig
@@ -164,14 +165,19 @@ class Late(FromLedger):
     """People who answer what the first expansion asked while the next epoch is trained."""
 
     def labels(
-        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+        self,
+        record: Round,
+        candidates: pa.Table,
+        pending: IdArray,
+        held: pa.Table,
+        tasks: Sequence[str],
     ) -> pa.Table:
         with Ledger.open(self.ledger) as ledger:
             for row in ledger.candidacies():
                 answer = ([bytes.fromhex(row["clip_id"])], [row["key"]], ["relevance"], [1])
                 told = annotation_table(*answer, source="human", labeller="ann")
                 ledger.import_annotations(row["round"], told)
-        return super().labels(record, candidates, pending, tasks)
+        return super().labels(record, candidates, pending, held, tasks)
 
 
 def test_answers_that_come_later_join_with_the_next_expansion(
@@ -191,15 +197,77 @@ def test_answers_that_come_later_join_with_the_next_expansion(
     assert stage.counts["labels added"] == 3
 
 
+class InTurn(FromLedger):
+    """One person judges one task before an expansion reads, another the other before the next."""
+
+    def labels(
+        self,
+        record: Round,
+        candidates: pa.Table,
+        pending: IdArray,
+        held: pa.Table,
+        tasks: Sequence[str],
+    ) -> pa.Table:
+        with Ledger.open(self.ledger) as ledger:
+            ledger.record_round(record, candidates, None)
+            for row in ledger.candidacies():
+                if row["round"] == 1:
+                    task = tasks[record.round - 1]
+                    answer = ([bytes.fromhex(row["clip_id"])], [row["key"]], [task], [1])
+                    told = annotation_table(*answer, source="human", labeller=f"of-{task}")
+                    ledger.import_annotations(1, told)
+        return super().labels(record, candidates, pending, held, tasks)
+
+
+def test_answers_in_another_task_join_with_the_next_expansion(
+    tmp_path: Path, train_in: TrainIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growing = Growing(EVERY, ENTROPY, InTurn(str(tmp_path / "ledger.sqlite")))
+    stage = train_in(tmp_path / "calm", config=steps(), growing=growing)
+    asked = set(texts(candidates_of(stage, 1)["key"]))
+    manifest = pq.read_table(stage.path / "training_set.parquet").to_pylist()
+    joined = [row for row in manifest if row["round"] == 1]
+    assert {row["key"] for row in joined} == asked
+    assert all(row["label_relevance"] == row["label_unsafe"] == 1 for row in joined)
+    assert stage.counts["labels added"] == 3
+    # Stopped behind both expansions it lands in the same place, by their files alone.
+    due = GrowBetweenEpochs._due
+
+    def stopping(self: GrowBetweenEpochs) -> int | None:
+        if self.loader.next_epoch == 3:
+            raise ConnectionError("gone")
+        return due(self)
+
+    root = tmp_path / "again"
+    options = {
+        "config": steps(save_every_steps=1),
+        "growing": Growing(EVERY, ENTROPY, InTurn(str(tmp_path / "other.sqlite"))),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(GrowBetweenEpochs, "_due", stopping)
+        with pytest.raises(ConnectionError):
+            train_in(root, **options)
+    assert len(list(root.glob("train-*.partial/.scratch-*/growing/epoch-*/grow-*[0-9a-f]"))) == 2
+    (tmp_path / "other.sqlite").unlink()
+    again = train_in(root, **options)
+    for name in SAME:
+        assert file_sha256(again.path / name) == file_sha256(stage.path / name), name
+
+
 class Absent(FromAnnotator):
     """Cannot be reached when the second expansion asks."""
 
     def labels(
-        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+        self,
+        record: Round,
+        candidates: pa.Table,
+        pending: IdArray,
+        held: pa.Table,
+        tasks: Sequence[str],
     ) -> pa.Table:
         if record.round == 2:
             raise ConnectionError("nobody is there")
-        return super().labels(record, candidates, pending, tasks)
+        return super().labels(record, candidates, pending, held, tasks)
 
 
 def test_an_expansion_of_other_content_is_refused(
@@ -263,6 +331,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path, train_in: TrainIn, oracle: Or
             train_in(tmp_path, **{"config": steps(), "growing": _every(1, labels), **options})
     with pytest.raises(ValueError, match="use search=exact"):
         Growing(EVERY, dataclasses.replace(ENTROPY, search=FaissConfig()), labels)
+    for key in ("carry_labels", "media_hashes"):
+        copies = SelectionConfig(near_duplicate=0.99, **{key: True})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"set selection.{key}=false"):
+            Growing(EVERY, dataclasses.replace(ENTROPY, selection=copies), labels)
     for message, settings in [
         ("give at least 0, 1 and 1", {"every_epochs": -1}),
         ("use oracle or ledger", {"labels": "nobody"}),

@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lsb import ids as sample_ids
 from lsb.artifact import Stage, StageError, open_stage
 from lsb.ids import IdArray
+from lsb.labelled import LABEL
 from vlmae.callbacks import Quarantine
 from vlmae.data.labels import label_matrix
 from vlmae.data.loader import ClipLoader
@@ -112,7 +113,7 @@ class GrowBetweenEpochs(Callback):
             trainer.global_step,
             self._first_round + len(self.expansions) + 1,
             self.labelled,
-            self._pending(),
+            self._asked,
         )
 
         def check() -> None:
@@ -175,19 +176,16 @@ class GrowBetweenEpochs(Callback):
     def _folder(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:04d}"
 
-    def _pending(self) -> IdArray:
-        """Ids of candidates that are not labelled, ascending."""
-        return np.setdiff1d(self._asked, sample_ids.from_arrow(self.labelled["id"]))
-
     def _adopt(self, epoch: int, stage: Stage) -> bool:
         """Train on what an expansion brought, from an epoch on; False if that is nothing."""
         self.expansions.append(stage)
+        earlier = self._asked
         candidates = pq.read_table(stage.path / "candidates.parquet", columns=["id"])
-        self._asked = np.union1d(self._asked, sample_ids.from_arrow(candidates["id"]))
+        self._asked = np.union1d(earlier, sample_ids.from_arrow(candidates["id"]))
         labels = pq.read_table(stage.path / LABELS)
         if not labels.num_rows:
             return False
-        self.labelled = with_rows(self.labelled, labels)
+        self.labelled = with_rows(self.labelled, labels, earlier)
         grown = self.training_set
         tasks = self.training.tasks
         self.objective.check(torch.from_numpy(label_matrix(grown.labelled, tasks)))
@@ -198,16 +196,27 @@ class GrowBetweenEpochs(Callback):
         return True
 
 
-def with_rows(labelled: pa.Table, rows: pa.Table) -> pa.Table:
-    """A training set with the rows of `LABELS` behind it.
+def with_rows(labelled: pa.Table, rows: pa.Table, asked: IdArray) -> pa.Table:
+    """A training set with the rows of `LABELS`: new clips behind it, others in their places.
 
-    Its own rows are of round 0 where they say nothing else; what the new ones lack is null.
+    Its own rows are of round 0 where they say nothing else; what the new ones lack is null. A clip
+    that is there keeps its round and all else but labels and source; without a label it goes.
+
+    Args:
+        labelled: the training set.
+        rows: of an expansion.
+        asked: ids of the clips whose rows may be there already.
 
     Raises:
-        ValueError: a clip is in both.
+        ValueError: another clip is in both.
     """
     if ROUND not in labelled.column_names:
         labelled = labelled.append_column(ROUND, pa.array([0] * labelled.num_rows, pa.int32()))
+    ids = sample_ids.from_arrow(rows["id"])
+    again = np.isin(ids, sample_ids.from_arrow(labelled["id"])) & np.isin(ids, asked)
+    if again.any():
+        labelled = _relabelled(labelled, rows.filter(pa.array(again)))
+        rows = rows.filter(pa.array(~again))
     columns = [
         rows[field.name].cast(field.type).combine_chunks()
         if field.name in rows.column_names
@@ -217,6 +226,24 @@ def with_rows(labelled: pa.Table, rows: pa.Table) -> pa.Table:
     joined = pa.concat_tables([labelled, pa.table(columns, names=labelled.column_names)])
     sample_ids.require_unique(sample_ids.from_arrow(joined["id"]), sample_ids.texts(joined["key"]))
     return joined
+
+
+def _relabelled(labelled: pa.Table, rows: pa.Table) -> pa.Table:
+    """The same clips with labels and sources of some rows; those without any label are left out."""
+    place = {name: row for row, name in enumerate(labelled["id"].to_pylist())}
+    places = [place[name] for name in rows["id"].to_pylist()]
+    labels = [name for name in rows.column_names if name.startswith(LABEL)]
+    for name in (*labels, "source"):
+        values = labelled[name].to_pylist()
+        for row, value in zip(places, rows[name].to_pylist(), strict=True):
+            values[row] = value
+        column = labelled.schema.get_field_index(name)
+        field = labelled.schema.field(column)
+        labelled = labelled.set_column(column, field, pa.array(values, field.type))
+    kept = np.ones(labelled.num_rows, dtype=np.bool_)
+    for row, told in zip(places, rows.select(labels).to_pylist(), strict=True):
+        kept[row] = any(label is not None for label in told.values())
+    return labelled.filter(pa.array(kept))
 
 
 def _last_round(labelled: pa.Table) -> int:

@@ -105,6 +105,15 @@ class Growing:
                 "growing searches exactly over all ranks and search=faiss needs an index of the "
                 "pool, which a training does not build: use search=exact"
             )
+        for name, lacks in (
+            ("carry_labels", "would label no copy; drop copies with selection.near_duplicate"),
+            ("media_hashes", "has no hashes of media; use selection.near_duplicate"),
+        ):
+            if getattr(self.expand.selection, name):
+                raise ValueError(
+                    f"selection.{name} is true, and a training that grows {lacks} and set "
+                    f"selection.{name}=false, or grow between rounds (growing=none)"
+                )
         selection = replace(self.expand.selection, budget=self.config.budget)
         object.__setattr__(self, "expand", replace(self.expand, selection=selection))
 

@@ -76,7 +76,7 @@ class Begun:
         step: of the optimiser.
         round: number of the labels that it brings.
         labelled: the training set, see `vlmae.data.labels`.
-        pending: ids of earlier candidates without a label.
+        asked: ids of earlier candidates.
     """
 
     identity: str
@@ -84,7 +84,18 @@ class Begun:
     step: int
     round: int
     labelled: pa.Table
-    pending: IdArray
+    asked: IdArray
+
+    @property
+    def pending(self) -> IdArray:
+        """Ids of earlier candidates without a label, ascending."""
+        return np.setdiff1d(self.asked, sample_ids.from_arrow(self.labelled["id"]))
+
+    @property
+    def held(self) -> pa.Table:
+        """Rows of the training set of earlier candidates."""
+        ids = sample_ids.from_arrow(self.labelled["id"])
+        return self.labelled.filter(pa.array(np.isin(ids, self.asked)))
 
 
 def stage_files(growing: Growing) -> tuple[str, ...]:
@@ -322,7 +333,9 @@ def _ask(
         None if threshold is None else threshold.precision,
         None if threshold is None else threshold.pairs,
     )
-    labels = growing.labels.labels(record, expansion.candidates, begun.pending, training.tasks)
+    labels = growing.labels.labels(
+        record, expansion.candidates, begun.pending, begun.held, training.tasks
+    )
     pq.write_table(labels, output / LABELS)
 
 

@@ -1,6 +1,6 @@
-"""Where the labels of an expansion come from: an annotator that answers at once, or a ledger.
+"""Where the labels of an expansion come from: annotators that answer at once, or a ledger.
 
-Both write the round into the ledger (contract 5: rounds, candidates and labels live there); asking
+All write the round into the ledger (contract 5: rounds, candidates and labels live there); asking
 again for the same candidates changes nothing in it, so that a training that was killed while it
 asked may ask again.
 """
@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from lsb.annotate import SOURCES, Annotator
+from lsb.annotate.simulated import SimulatedAnnotators
 from lsb.ids import ID_TYPE, IdArray, from_arrow, texts, to_bytes
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, MergeConfig, Round
+from lsb.ledger.judgements import record_judgements
 
 TRAINING_SOURCES = tuple(source for source in SOURCES if source != "gold")
 
@@ -29,7 +31,12 @@ class LabelSource(Protocol):
         """What of it changes results; JSON-like."""
 
     def labels(
-        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+        self,
+        record: Round,
+        candidates: pa.Table,
+        pending: IdArray,
+        held: pa.Table,
+        tasks: Sequence[str],
     ) -> pa.Table:
         """Labels that are there now; the first rank calls it.
 
@@ -37,10 +44,14 @@ class LabelSource(Protocol):
             record: the round that asks.
             candidates: schema `lsb.selection.CHOSEN`.
             pending: ids of earlier candidates of this training that have no label yet.
+            held: rows of the training set of earlier candidates that have: id, key, source and
+                `label_<task>` of every task.
             tasks: to judge.
 
         Returns:
-            `label_columns(tasks)`, one row for each candidate or pending clip with a label, by id.
+            `label_columns(tasks)` by id, one row for each candidate or pending clip with a label,
+            and for each held one whose labels are others now, with all that it has now; none of
+            them is a label that was withdrawn.
         """
 
     def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
@@ -56,10 +67,10 @@ def label_columns(tasks: Sequence[str]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class FromAnnotator:
-    """Labels of an annotator that answers at once.
+    """Labels of one annotator that answers at once, and whose name says how.
 
     Attributes:
-        annotator: e.g. `lsb.annotate.oracle.Oracle`.
+        annotator: e.g. `lsb.annotate.oracle.Oracle`; at most one answer for a clip in a task.
         answers: what its answers are known by, e.g. the hash of the truth.
         ledger: path or URL to record rounds in, or None.
     """
@@ -74,7 +85,12 @@ class FromAnnotator:
         return {"annotator": self.annotator.name, "answers": self.answers}
 
     def labels(
-        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+        self,
+        record: Round,
+        candidates: pa.Table,
+        pending: IdArray,
+        held: pa.Table,
+        tasks: Sequence[str],
     ) -> pa.Table:
         """See `LabelSource`. What it leaves unanswered it has no answer to."""
         annotations = self._asked(candidates, tasks)
@@ -102,11 +118,69 @@ class FromAnnotator:
 
 
 @dataclass(frozen=True)
+class FromAnnotators:
+    """Labels of simulated annotators, merged as those of people are.
+
+    Their answers go into a ledger, which decides as between rounds: by all that it holds, so that
+    a policy may weigh an annotator by earlier answers, and decide an earlier clip otherwise.
+
+    Attributes:
+        annotators: several, who may differ about a clip.
+        answers: what their truth is known by.
+        ledger: path or URL.
+        merge: how their answers become one label.
+    """
+
+    annotators: SimulatedAnnotators
+    answers: str
+    ledger: str
+    merge: MergeConfig = field(default_factory=MergeConfig)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `LabelSource`: their name does not tell how they err, skip and are drawn."""
+        return {
+            "annotator": self.annotators.name,
+            "answers": self.answers,
+            "annotators": self.annotators.config.deciding(),
+            "merge": asdict(self.merge),
+        }
+
+    def labels(
+        self,
+        record: Round,
+        candidates: pa.Table,
+        pending: IdArray,
+        held: pa.Table,
+        tasks: Sequence[str],
+    ) -> pa.Table:
+        """See `LabelSource`. Clips that are skipped or undecided stay without a label."""
+        with Ledger.open(self.ledger) as ledger:
+            self._record(ledger, record, candidates, tasks)
+            return _news(ledger, record, candidates, pending, held, tasks)
+
+    def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
+        """See `LabelSource`."""
+        with Ledger.open(self.ledger) as ledger:
+            self._record(ledger, record, candidates, tasks)
+
+    def _record(
+        self, ledger: Ledger, record: Round, candidates: pa.Table, tasks: Sequence[str]
+    ) -> None:
+        ids, keys = from_arrow(candidates["id"]), texts(candidates["key"])
+        judged = self.annotators.judge(ids, keys, tasks)
+        ledger.record_round(record, candidates, judged.annotations)
+        record_judgements(ledger, record.round, judged.costs)
+        ledger.adjudicate(self.merge)
+
+
+@dataclass(frozen=True)
 class FromLedger:
     """Labels that people, or a program of theirs, write into a ledger while the training runs.
 
     An expansion records its candidates, which is what they are asked, and takes the answers that
-    are there; later ones join with the next expansion.
+    are there; later ones join with the next expansion, and so do later answers about a clip that
+    has joined already: in another task, or so that its label is another one.
 
     Attributes:
         ledger: path or URL.
@@ -122,23 +196,48 @@ class FromLedger:
         return {"merge": asdict(self.merge)}
 
     def labels(
-        self, record: Round, candidates: pa.Table, pending: IdArray, tasks: Sequence[str]
+        self,
+        record: Round,
+        candidates: pa.Table,
+        pending: IdArray,
+        held: pa.Table,
+        tasks: Sequence[str],
     ) -> pa.Table:
         """See `LabelSource`."""
         with Ledger.open(self.ledger) as ledger:
             ledger.record_round(record, candidates, None)
             ledger.adjudicate(self.merge)
-            known = ledger.training_set(sources=TRAINING_SOURCES)
-        wanted = set(to_bytes(pending)) | set(to_bytes(from_arrow(candidates["id"])))
-        names = label_columns(tasks).names
-        rows = []
-        for row in known.to_pylist():
-            kept = {name: row.get(name) for name in names} | {"round": record.round}
-            if row["id"] in wanted and any(kept[LABEL + task] is not None for task in tasks):
-                rows.append(kept)
-        return pa.Table.from_pylist(rows, schema=label_columns(tasks))
+            return _news(ledger, record, candidates, pending, held, tasks)
 
     def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
         """See `LabelSource`: answers that are gone cannot be remembered, the round can."""
         with Ledger.open(self.ledger) as ledger:
             ledger.record_round(record, candidates, None)
+
+
+def _news(
+    ledger: Ledger,
+    record: Round,
+    candidates: pa.Table,
+    pending: IdArray,
+    held: pa.Table,
+    tasks: Sequence[str],
+) -> pa.Table:
+    """What an adjudicated ledger says of the clips that a training asked for, and it does not know.
+
+    Held clips that the ledger never heard of keep their labels: it is another one than before.
+    """
+    columns = [LABEL + task for task in tasks]
+    known = {row["id"]: row for row in ledger.training_set(sources=TRAINING_SOURCES).to_pylist()}
+    asked = set(to_bytes(ledger.asked_ids()))
+    before = {row["id"]: row for row in held.to_pylist() if row["id"] in asked}
+    rows = []
+    for clip in sorted(
+        before.keys() | set(to_bytes(pending)) | set(to_bytes(from_arrow(candidates["id"])))
+    ):
+        told, old = known.get(clip, {}), before.get(clip, {})
+        labels = {column: told.get(column) for column in columns}
+        if labels != {column: old.get(column) for column in columns}:
+            named = {name: (told or old)[name] for name in ("id", "key", "source")}
+            rows.append({**named, "round": record.round, **labels})
+    return pa.Table.from_pylist(rows, schema=label_columns(tasks))

@@ -77,6 +77,12 @@ def _labels(config: GrowingConfig, values: Mapping[str, Any], tasks: list[str]) 
     if config.labels == LEDGER:
         assert config.ledger is not None, "checked with the config"
         return FromLedger(config.ledger, build("ledger", MergeConfig, values["ledger"]))
+    if "kind" in values["oracle"]:
+        raise ValueError(
+            f"oracle.kind is {values['oracle']['kind']!r}: a training that is no part of a round "
+            "asks one simulated annotator; use oracle=exact or growing.labels=ledger, or "
+            "launch.round"
+        )
     truth = read_labels(config.truth, "growing.truth", tasks)
     return FromAnnotator(
         Oracle(truth, **values["oracle"]), labels_fingerprint(truth, tasks), config.ledger

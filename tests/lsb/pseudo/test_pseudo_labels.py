@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 
 from lsb.ids import IdArray, from_arrow, sample_ids
 from lsb.labelled import Labelled
-from lsb.pseudo import LabelledClips, PseudoConfig, PseudoLabels, pseudo_label
+from lsb.pseudo import LabelledClips, PseudoConfig, PseudoLabels, choice, pseudo_label
 from lsb.pseudo.agreement import neighbour_labels
 from lsb.pseudo.choice import balanced_counts
 from lsb.store import Store
@@ -138,6 +139,47 @@ def test_nothing_shows_of_parts_and_order(make_store: Make) -> None:
         assert found.table.equals(want.table)
         assert found.rules == want.rules
         assert found.counts == want.counts
+
+
+@pytest.mark.parametrize("shown", [4, 60, 400])
+def test_passes_that_keep_few_clips_find_the_same(
+    make_store: Make, monkeypatch: pytest.MonkeyPatch, shown: int
+) -> None:
+    """Neighbours disagree on the likeliest clips, so that a pass has to follow another."""
+    count = np.arange(400)
+    probability = np.where(count % 2 == 1, 0.9, 0.1).astype(np.float32)  # ties by id
+    wrong = count < 300
+    probability[wrong] = np.where(count[wrong] % 2 == 1, 0.95, 0.05)
+    vectors = around(np.where(wrong, 1 - count % 2, count % 2), 3)
+    columns = {"probability_x": probability}
+    pool = make_store(vectors, keys("pool", 400), columns, parts=3, shuffle=2)
+    want = run(pool, sound_gold())
+    assert want.table.num_rows == 20
+    assert set(want.table["probability"].to_numpy().round(2)) == {np.float32(0.9)}
+    assert want.counts["x=1 confident"] == want.counts["x=0 confident"] == 200
+    monkeypatch.setattr(choice, "CLIPS_AT_A_TIME", 2)
+    monkeypatch.setattr(choice, "FIRST_CLIPS", shown, raising=False)
+    monkeypatch.setattr(choice, "MOST_CLIPS", shown, raising=False)
+    found = run(pool, sound_gold())
+    assert found.table.equals(want.table)
+    assert found.counts == want.counts
+
+
+def test_memory_does_not_grow_with_the_pool(
+    make_store: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("BLOCK_ROWS", "FIRST_CLIPS", "MOST_CLIPS"):
+        monkeypatch.setattr(choice, name, 2048, raising=False)
+    monkeypatch.setattr(choice, "CLIPS_AT_A_TIME", 256)
+    peaks = []
+    for count in (20_000, 100_000):
+        pool, gold = pool_of(make_store, count), sound_gold()
+        tracemalloc.start()
+        found = run(pool, gold)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found.counts["x=1 confident"] > count // 4
+    assert peaks[1] < 1.3 * peaks[0], peaks
 
 
 def test_excluded_gold_and_labelled_clips_get_none(make_store: Make) -> None:
