@@ -1,4 +1,4 @@
-"""A round in the hands of people: killed pulls, takedowns."""
+"""A round in the hands of people: killed pulls, takedowns, what is shown as labelled."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from launch import annotate
 from launch.labelling import handoff
 from launch.labelling.handoff import RoundFolder
+from launch.labelling.questions import Stores, _Labelled
 from launch.stages.settings import Settings
+from lsb import ids as sample_ids
+from lsb.annotate import annotation_table
 from lsb.annotate.answers import Answer
 from lsb.ids import sample_id
 from lsb.ledger import HOURS, Ledger, Round
@@ -27,6 +31,12 @@ KEYS = ("a", "b", "c")
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
+
+
+def labels(key: str, label: int, source: str, labeller: str) -> pa.Table:
+    return annotation_table(
+        [sample_id(key)], [key], ["relevance"], [label], source=source, labeller=labeller
+    )
 
 
 def answer(key: str, who: str = "ann", **fields: Any) -> Answer:
@@ -117,3 +127,22 @@ def test_answers_of_a_clip_that_was_taken_down_stop_no_pull(
     (folder.answers / "late.jsonl").write_text(json.dumps(more | {"clip_id": "0" * 32}))
     with pytest.raises(ValueError, match="was not asked about in this round"):
         annotate.pull(settings, said.append)
+
+
+class _Vectors:
+    """A store of clips with a vector each."""
+
+    def __init__(self, *keys: str) -> None:
+        self.ids = np.sort(sample_ids.sample_ids(keys))
+
+    def vectors(self, ids: sample_ids.IdArray) -> np.ndarray[Any, Any]:
+        return np.ones((len(ids), 2), dtype=np.float32)
+
+
+def test_people_are_not_shown_what_a_model_labelled(ledger: Ledger) -> None:
+    ledger.import_annotations(0, labels("known", 1, "human", "given"))
+    ledger.import_annotations(0, labels("guessed", 1, "pseudo", "pseudo:model"))
+    stores: Any = Stores(_Vectors("known", "guessed"), _Vectors())  # type: ignore[arg-type]
+    shown = _Labelled.known(stores, ledger, 1)
+    assert sample_ids.to_bytes(shown.ids) == [sample_id("known")]
+    assert set(shown.labels) == {sample_id("known")}
