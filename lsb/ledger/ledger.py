@@ -16,6 +16,7 @@ from lsb.annotate import PSEUDO, SOURCES
 from lsb.ids import IdArray, from_hex
 from lsb.ledger.adjudications import (
     known_labels,
+    last_decisions,
     read_adjudications,
     read_queue,
     write_decisions,
@@ -322,7 +323,8 @@ class Ledger:
             votes = current_votes(all_rows(connection, query), config.sources)
             history = read_adjudications(connection)
             known = known_labels(connection, through)
-            decisions = decide(votes, known, config)
+            decided = last_decisions(history, through)
+            decisions = decide(votes, known, config, decided)
             recorded = write_decisions(
                 connection, history, decisions, votes, config.name, through, time
             )

@@ -152,3 +152,31 @@ def test_gold_labels_of_copies_and_of_pseudo_labelled_clips_are_refused(ledger: 
     ledger.record_round(record(2), CHOSEN.empty_table(), None)
     with pytest.raises(ValueError, match=r"clip 'guess', task 'y' \(round 1\)"):
         ledger.add_gold(gold({"guess": 1}, task="y"))
+
+
+def test_what_was_left_open_for_want_of_answers_is_decided_when_fewer_are_demanded(
+    ledger: Ledger,
+) -> None:
+    ledger.import_annotations(1, answers("ann", {"d": 1}))
+    ledger.adjudicate(MergeConfig(minimum_annotators=2))
+    assert "d" not in trained(ledger)
+    assert ledger.adjudicate(MergeConfig()).items == 3
+    assert trained(ledger)["d"] == (1, 1, "human")
+    assert ledger.queue()["key"].to_pylist() == ["a"]
+    before = content(ledger)
+    assert ledger.adjudicate(MergeConfig()).recorded == 0
+    assert content(ledger) == before
+
+
+def test_labels_that_came_with_the_media_have_one_labeller(ledger: Ledger) -> None:
+    ledger.import_annotations(1, answers("ann", {"d": 1}))
+    config = MergeConfig(minimum_annotators=2)
+    assert adjudicated(ledger, config, 2) == [
+        {"old": (0, 0, "human")},
+        {"old": (0, 0, "human"), "b": (1, 1, "human")},
+    ]
+    # Whoever is asked about such a clip is asked as others are.
+    ledger.record_round(record(2), chosen("old"), answers("ann", {"old": 0}))
+    assert trained(ledger, 1)["old"] == (0, 0, "human")
+    ledger.adjudicate(MergeConfig(minimum_annotators=3), 2)
+    assert "old" not in trained(ledger)
