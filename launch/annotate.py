@@ -25,7 +25,7 @@ from launch.stages.annotators import HandOffConfig
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from lsb import ids as sample_ids
-from lsb.annotate.answers import Answer, Refused, read_answers
+from lsb.annotate.answers import read_answers
 from lsb.annotate.label_studio import LabelStudio, Project, local_files_base, mark_of
 from lsb.annotate.labelling import checked_tasks, labelling_config, read_export
 from lsb.annotate.lines import write_lines
@@ -93,17 +93,15 @@ def pull(settings: Settings, say: Say) -> None:
     """Take the answers that are there; people may go on meanwhile."""
     with _open(settings) as ledger:
         folder = _last_round(settings, ledger)
-        clips = folder.clips(ledger)
-        answers: list[Answer]
-        refused: list[Refused] = []
+        clips, gone = folder.clips(ledger), folder.taken_down(ledger)
         if folder.config.kind == "files":
             if not folder.answers.is_dir():
                 raise ValueError(f"there is no {folder.answers}: push the round first")
-            answers = read_answers(folder.answers, clips, settings.tasks)
+            answers, refused = read_answers(folder.answers, clips, settings.tasks, gone)
         else:
             server = _server(folder.config)
             exported, names = server.export(_project(settings, ledger, folder))
-            answers, refused = read_export(exported, names, clips, settings.tasks)
+            answers, refused = read_export(exported, names, clips, settings.tasks, gone)
         done = folder.take(ledger, answers, refused)
         for one in done.refused:
             say(f"not taken: {one.text}")

@@ -128,7 +128,8 @@ def _decisions(ledger: Ledger, clip: str) -> list[str]:
         origin = ", ".join(f"{labeller} in round {number}" for labeller, number in evidence)
         lines.append(
             f"{row['task']}={label}: adjudicated by {row['policy']}, share "
-            f"{row['confidence']:.3f}, from {origin} at {row['adjudicated_at']}"
+            f"{row['confidence']:.3f}, from {origin}, as of round {row['round']} at "
+            f"{row['adjudicated_at']}"
         )
     measured = sorted(ledger.measured(clip).items())
     return [

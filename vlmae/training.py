@@ -377,7 +377,7 @@ def _fit(root: Path, training: Training, output: Path, identity: str, flag: Stop
     if best is not None:
         state = best.state()
     if grower is not None:
-        held = grower.training_set
+        held = grower.training_set if best is None else grower.training_set_of(best.epoch)
         keep_expansions(grower.expansions, output)
     bad = pa.concat_tables([bad, known_bad(held.asked, source)])
     write_history(output / "history.csv", losses)

@@ -8,14 +8,15 @@
         refused.txt        what the last pull did not take, and why
         closed.json        the round has gone on: later answers are not taken
 
-Labels are in the ledger; everything here but `closed.json` can be made again.
+Labels are in the ledger. All but `closed.json` can be made again; `taken.jsonl`, on which skips and
+costs rest, only until the round has gone on.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from filelock import FileLock
@@ -129,13 +130,21 @@ class RoundFolder:
                 f"round {self.number} is not in the ledger {ledger.name} yet: run launch.round "
                 "until it waits for people"
             )
-        gone = read_tombstones(self.stages)
+        gone = self.taken_down(ledger)
         rows = [
             row
             for row in ledger.candidacies()
-            if row["round"] == self.number and row["key"] not in gone
+            if row["round"] == self.number and row["clip_id"] not in gone
         ]
         return {row["clip_id"]: row for row in sorted(rows, key=lambda row: row["rank"])}
+
+    def taken_down(self, ledger: Ledger) -> set[str]:
+        """Ids of the round's clips that were taken down since they were chosen."""
+        gone = read_tombstones(self.stages)
+        rows = ledger.candidacies() if gone else []
+        return {
+            row["clip_id"] for row in rows if row["round"] == self.number and row["key"] in gone
+        }
 
     def progress(self, ledger: Ledger) -> Progress:
         """How far people are, by the ledger and the skips that were taken."""
@@ -179,14 +188,16 @@ class RoundFolder:
                     for one in late
                 ]
                 return self._tell(Taken(self.taken, 0, [*refused, *told]))
-            done = take_answers(ledger, self.number, answers, self.taken)
-            write_lines(self._taken, done.answers)
+            keep = partial(write_lines, self._taken)
+            done = take_answers(ledger, self.number, answers, self.taken, keep)
             return self._tell(Taken(done.answers, done.labels, [*refused, *done.refused]))
 
     def close(self, ledger: Ledger) -> None:
         """The round goes on with the answers it has; closing it again changes nothing."""
         with self.lock:
             if not self.closed:
+                # A pull that was killed has kept answers that the ledger lacks.
+                take_answers(ledger, self.number, [], self.taken)
                 progress = self.progress(ledger)
                 told = {"round": self.number, "asked": progress.asked, "done": progress.done}
                 write_json(self._closed, {"format": FORMAT, "version": VERSION, **told})

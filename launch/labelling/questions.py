@@ -17,6 +17,7 @@ from launch.stages.recorded import expansion_of
 from launch.stages.settings import Settings
 from launch.stages.shortlist import expand_of
 from lsb import ids as sample_ids
+from lsb.annotate import PSEUDO, SOURCES
 from lsb.annotate.questions import Media, Neighbour, Prediction, Question, Reason
 from lsb.artifact import Stage, open_stage
 from lsb.ids import IdArray
@@ -29,6 +30,8 @@ from vlmae.data.index import read_index
 from vlmae.handoff import media_files
 
 POOLED = "pooled"
+TRUSTED = tuple(source for source in SOURCES if source != PSEUDO)
+"""Sources of labels that people are shown."""
 UNIMODAL = {"without_audio": f"vl_{PROBABILITY}", "audio_only": f"audio_{PROBABILITY}"}
 
 
@@ -176,9 +179,12 @@ class _Labelled:
 
     @classmethod
     def known(cls, stores: Stores, ledger: Ledger, number: int) -> _Labelled:
-        """Clips of the pool and gold clips that had a label before a round."""
+        """Clips of the pool and gold clips that had a label before a round, of anybody but a model.
+
+        People who saw a model's pseudo-label beside what they judge would repeat it.
+        """
         labels: dict[bytes, dict[str, int]] = {}
-        for (clip, task), row in sorted(ledger.counted(number - 1).items()):
+        for (clip, task), row in sorted(ledger.counted(number - 1, TRUSTED).items()):
             if row["label"] is not None:
                 labels.setdefault(bytes.fromhex(clip), {})[task] = int(row["label"])
         wanted = sample_ids.from_bytes(sorted(labels))

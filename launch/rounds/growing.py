@@ -23,6 +23,7 @@ from vlmae.growing.labels import (
     LabelSource,
     label_columns,
 )
+from vlmae.growing.settings import excluded_ids
 
 
 def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | None:
@@ -35,7 +36,8 @@ def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | No
 
     Raises:
         ValueError: the annotators are people, whom a running training cannot wait for; or they are
-            weighed by answers of another ledger than the arm's.
+            weighed by answers of another ledger than the arm's; or `growing.exclude` is no table
+            of keys.
     """
     config = settings.growing
     if not config.on:
@@ -46,7 +48,8 @@ def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | No
         labels = FromLedger(place, settings.merge)
     else:
         labels = _answering(settings, shared, place)
-    return Growing(config, settings.expand, labels, settings.arm)
+    exclude = excluded_ids(config.exclude)
+    return Growing(config, settings.expand, labels, settings.arm, exclude=exclude)
 
 
 def grown_labels(settings: Settings, trained: Stage) -> pa.Table:

@@ -100,7 +100,7 @@ def grow(
                 label_round(
                     settings, shared, ledger, brought.stage, brought.shortlist, record, clock.run
                 )
-            ledger.adjudicate(settings.merge)
+            ledger.adjudicate(settings.merge, number)
             labelled = _labelled(settings, ledger, number)
             model = brought.model if brought else None
             own = pseudo.label(number, labelled, gold, model, clock.run, say)

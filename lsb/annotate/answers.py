@@ -11,7 +11,7 @@ often and pulling once give the same ledger.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from lsb.ledger import Ledger
 
 ANSWERS_ENDING = ".jsonl"
 SOURCE = "human"
+TAKEN_DOWN = "the clip was taken down"
 
 
 def _no_reserved(labeller: str) -> str:
@@ -111,7 +112,12 @@ class Taken:
     refused: list[Refused] = field(default_factory=list)
 
 
-def read_answers(folder: Path, clips: Collection[str], tasks: Collection[str]) -> list[Answer]:
+def read_answers(
+    folder: Path,
+    clips: Collection[str],
+    tasks: Collection[str],
+    gone: Collection[str] = (),
+) -> tuple[list[Answer], list[Refused]]:
     """All answers in the `.jsonl` files of a folder, by clip and person.
 
     An answer may come twice, in one file or in several.
@@ -120,15 +126,23 @@ def read_answers(folder: Path, clips: Collection[str], tasks: Collection[str]) -
         folder: with the files.
         clips: ids that were asked about.
         tasks: that were asked about.
+        gone: ids that were asked about and have been taken down since.
+
+    Returns:
+        Answers about `clips`, and those about clips that are gone.
 
     Raises:
         ValueError: a line is bad, or of a clip or task that was not asked about, or one person
             answers one clip in two ways; names file and line. Nothing is returned then.
     """
     found: dict[tuple[str, str], tuple[Answer, str]] = {}
+    refused: list[Refused] = []
     for path in sorted(folder.glob(f"*{ANSWERS_ENDING}")):
         for number, answer in enumerate(read_lines(path, Answer), start=1):
             place = f"{path}, line {number}"
+            if answer.clip_id in gone:
+                refused.append(Refused(place, answer.clip_id, answer.labeller, TAKEN_DOWN))
+                continue
             if (problem := not_asked(answer, clips, tasks)) is not None:
                 raise ValueError(f"{place}: {problem}; nothing was taken")
             before = found.setdefault(answer.place, (answer, place))
@@ -137,7 +151,7 @@ def read_answers(folder: Path, clips: Collection[str], tasks: Collection[str]) -
                     f"{place}: {answer.labeller!r} has answered clip {answer.clip_id} in another "
                     f"way at {before[1]}: leave one of them; nothing was taken"
                 )
-    return [found[place][0] for place in sorted(found)]
+    return [found[place][0] for place in sorted(found)], refused
 
 
 def not_asked(answer: Answer, clips: Collection[str], tasks: Collection[str]) -> str | None:
@@ -172,7 +186,11 @@ def first_answers(found: Iterable[tuple[Answer, str]]) -> tuple[list[Answer], li
 
 
 def take_answers(
-    ledger: Ledger, number: int, answers: Iterable[Answer], taken: Iterable[Answer] = ()
+    ledger: Ledger,
+    number: int,
+    answers: Iterable[Answer],
+    taken: Iterable[Answer] = (),
+    keep: Callable[[list[Answer]], None] | None = None,
 ) -> Taken:
     """Import answers into a round; importing them again changes nothing.
 
@@ -184,6 +202,8 @@ def take_answers(
         number: of the round.
         answers: one of each person about each clip.
         taken: those of earlier imports; whatever is no longer given stays taken.
+        keep: called with all that are taken before the ledger has their labels. Skips and seconds
+            are kept there alone: killed after the import, they would be lost.
     """
     keys = {row["clip_id"]: row["key"] for row in ledger.candidacies() if row["round"] == number}
     held = _held_labels(ledger, number)
@@ -220,6 +240,8 @@ def take_answers(
             )
             times.append(answer.labelled_at)
     table = pa.Table.from_pylist(rows, schema=ANNOTATIONS)
+    if keep is not None:
+        keep(kept)
     added = ledger.import_annotations(number, table, labelled_at=times)
     return Taken(kept, added, refused)
 

@@ -15,7 +15,7 @@ from xml.sax.saxutils import quoteattr
 
 from pydantic import ValidationError
 
-from lsb.annotate.answers import Answer, Refused, first_answers, not_asked
+from lsb.annotate.answers import TAKEN_DOWN, Answer, Refused, first_answers, not_asked
 from lsb.annotate.questions import Question, neighbour_text, prediction_text, why_text
 
 YES, NO = "yes", "no"
@@ -121,6 +121,7 @@ def read_export(
     names: Mapping[int, str],
     clips: Collection[str],
     tasks: Sequence[str],
+    gone: Collection[str] = (),
 ) -> tuple[list[Answer], list[Refused]]:
     """Answers in an export, one of each person about each clip, and what is none.
 
@@ -130,6 +131,7 @@ def read_export(
         names: user id -> name of the person.
         clips: ids that were asked about.
         tasks: that were asked about.
+        gone: ids that were asked about and have been taken down since.
 
     Returns:
         Answers by clip and person, and refusals by the ids of their annotations.
@@ -144,6 +146,9 @@ def read_export(
         place = f"task {task['id']}, annotation {told['id']}"
         clip = str(task.get("data", {}).get(CLIP, ""))
         person = _person(told, names)
+        if clip in gone:
+            refused.append(Refused(place, clip, person, TAKEN_DOWN))
+            continue
         try:
             answer = _answer(interface, clip, person, told, tasks)
             problem = not_asked(answer, clips, tasks)

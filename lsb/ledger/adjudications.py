@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -27,15 +27,25 @@ QUEUE_FIELDS: dict[str, pa.DataType] = {
 QUEUE = pa.schema(QUEUE_FIELDS)
 
 
-def known_labels(connection: sa.Connection) -> dict[Item, int]:
-    """Item -> gold label: of the table `gold`, else the last annotation of source gold."""
-    annotated = all_rows(connection, sa.select(ANNOTATED).where(ANNOTATED.c.source == "gold"))
+def known_labels(connection: sa.Connection, through_round: int | None = None) -> dict[Item, int]:
+    """Item -> gold label: of the table `gold`, else the last annotation of source gold.
+
+    Args:
+        connection: to the ledger.
+        through_round: leave out annotations of later rounds.
+    """
+    query = sa.select(ANNOTATED).where(ANNOTATED.c.source == "gold")
+    if through_round is not None:
+        query = query.where(ANNOTATED.c.round <= through_round)
+    annotated = all_rows(connection, query)
     rows = [*by_text(annotated, "round", "labeller"), *all_rows(connection, sa.select(GOLD))]
     return {(row["clip_id"], row["task"]): int(row["label"]) for row in rows}
 
 
 def read_adjudications(connection: sa.Connection, key: str | None = None) -> list[Row]:
-    """Every decision about a clip, or about all, by (clip_id, task, number).
+    """Every decision about a clip, or about all, by (clip_id, task, round, number).
+
+    The last of an item is the one that counts: an earlier round may have been decided anew since.
 
     Returns:
         Rows of `adjudications` with `evidence`, a set of (labeller, round), and `sources`, the set
@@ -53,33 +63,55 @@ def read_adjudications(connection: sa.Connection, key: str | None = None) -> lis
         place = (row["clip_id"], row["task"], row["number"])
         evidence[place].add((row["labeller"], row["round"]))
         sources[place].add(row["source"])
-    rows = by_text(all_rows(connection, query), "clip_id", "task", "number")
+    rows = by_text(all_rows(connection, query), "clip_id", "task", "round", "number")
     for row in rows:
         place = (row["clip_id"], row["task"], row["number"])
         row["evidence"], row["sources"] = evidence[place], sources[place]
     return rows
 
 
+def last_decisions(history: Iterable[Row], through_round: int | None = None) -> dict[Item, Row]:
+    """Item -> its last decision that rests on nothing later than a round.
+
+    Args:
+        history: see `read_adjudications`.
+        through_round: the round; None for the last decision of all.
+    """
+    return {
+        (row["clip_id"], row["task"]): row
+        for row in history
+        if through_round is None or row["round"] <= through_round
+    }
+
+
 def write_decisions(
     connection: sa.Connection,
+    history: Sequence[Row],
     decisions: Mapping[Item, Decision],
     votes: Votes,
     policy: str,
+    through_round: int,
     time: str,
 ) -> int:
     """Record decisions whose label, policy or evidence are not those of the item's last one.
 
     Args:
         connection: in a writing transaction that holds the ledger's write lock.
+        history: what `read_adjudications` reads in it.
         decisions: item -> decision.
-        votes: that they were made from.
+        votes: that they were made from, none later than `through_round`.
         policy: `MergeConfig.name`.
+        through_round: a recorded round; decisions of later ones are not looked at.
         time: of the decisions, in UTC.
 
     Returns:
         How many were recorded.
     """
-    last = {(row["clip_id"], row["task"]): row for row in read_adjudications(connection)}
+    last = last_decisions(history, through_round)
+    numbers: dict[Item, int] = {}
+    for row in history:
+        item = (row["clip_id"], row["task"])
+        numbers[item] = max(numbers.get(item, 0), row["number"])
     changed: list[Row] = []
     evidence: list[Row] = []
     for item, decision in decisions.items():
@@ -93,7 +125,7 @@ def write_decisions(
         place = {
             "clip_id": item[0],
             "task": item[1],
-            "number": 1 if held is None else held["number"] + 1,
+            "number": numbers.get(item, 0) + 1,
         }
         changed.append(
             {
@@ -102,7 +134,7 @@ def write_decisions(
                 "label": decision.label,
                 "confidence": decision.confidence,
                 "policy": policy,
-                "round": max(number for _, number in origin),
+                "round": through_round,
                 "adjudicated_at": time,
             }
         )
@@ -117,7 +149,7 @@ def write_decisions(
 
 def read_queue(connection: sa.Connection) -> pa.Table:
     """See `Ledger.queue`."""
-    last = {(row["clip_id"], row["task"]): row for row in read_adjudications(connection)}
+    last = last_decisions(read_adjudications(connection))
     known = known_labels(connection)
     answers = {
         (row["clip_id"], row["task"], row["labeller"], row["round"]): row["label"]

@@ -39,7 +39,7 @@ def open_database(location: str | Path, *, create: bool, upgrade: bool) -> sa.En
     if url.get_backend_name() == "sqlite" and url.database:
         path = Path(url.database)
         if not path.is_file() and not create:
-            raise ValueError(f"{path} does not exist: give the path of a ledger with --ledger")
+            raise ValueError(f"{path} does not exist: give a ledger's path")
         path.parent.mkdir(parents=True, exist_ok=True)
     engine = _engine(url)
     try:

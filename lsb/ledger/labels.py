@@ -29,15 +29,15 @@ def counted_labels(
 
     Args:
         annotations: rows of `annotations`.
-        adjudications: rows of `adjudications` with `sources`, those of their evidence, in the
-            order of their numbers.
+        adjudications: rows of `adjudications` with `evidence` and `sources`, by (round, number).
         measured: items of the table `gold`, which are left out.
 
     Returns:
         Item -> the row that counts, in no order: a gold annotation; else the last adjudication,
-        with its least trusted `source`; else the annotation of the most trusted source, its own
-        before one carried from another clip, then of the later round, then of the labeller first
-        by name. The label is None where an adjudication left it open.
+        with its least trusted `source` and the last `round` of its evidence; else the annotation of
+        the most trusted source, its own before one carried from another clip, then of the later
+        round, then of the labeller first by name. The label is None where an adjudication left it
+        open.
     """
     best: dict[Item, Row] = {}
     for row in annotations:
@@ -47,7 +47,8 @@ def counted_labels(
     for row in adjudications:
         item = (row["clip_id"], row["task"])
         if item in best and best[item]["source"] != "gold":
-            best[item] = {**row, "source": least_trusted(row["sources"])}
+            given = max(number for _, number in row["evidence"])
+            best[item] = {**row, "round": given, "source": least_trusted(row["sources"])}
     return best
 
 

@@ -16,12 +16,14 @@ from lsb.annotate import PSEUDO, SOURCES
 from lsb.ids import IdArray, from_hex
 from lsb.ledger.adjudications import (
     known_labels,
+    last_decisions,
     read_adjudications,
     read_queue,
     write_decisions,
 )
 from lsb.ledger.database import all_rows, insert_absent, name_of, open_database, writing
 from lsb.ledger.labels import counted_labels, training_table
+from lsb.ledger.measured import require_measurable
 from lsb.ledger.merge import MergeConfig, decide
 from lsb.ledger.quality import AnnotatorQuality, Item, annotator_quality, current_votes
 from lsb.ledger.rows import (
@@ -223,7 +225,8 @@ class Ledger:
     def add_gold(self, gold: pa.Table) -> int:
         """Add labels that are known, to measure annotators by; adding again changes nothing.
 
-        They enter no training set, whoever labels their clips (labels of source gold do).
+        They enter no training set, whoever labels their clips (labels of source gold do). So they
+        are for clips that no finished round rests on, see `lsb.ledger.measured`.
 
         Args:
             gold: schema `lsb.ledger.GOLD_LABELS`, unique in (id, task).
@@ -232,8 +235,8 @@ class Ledger:
             How many were not there yet.
 
         Raises:
-            ValueError: the ledger holds another label for one of them; names it. Nothing is written
-                then.
+            ValueError: the ledger holds another label for one of them, or an earlier round rests on
+                it; names it. Nothing is written then.
         """
         rows = gold_rows(gold)
         require_ids_of_keys(rows)
@@ -248,6 +251,8 @@ class Ledger:
                         f"{held['label']} in the ledger, {label} now: find out which is right; "
                         "gold labels are never rewritten, leave it out or start a new ledger"
                     )
+            new = [row for row in rows if (row["clip_id"], row["task"]) in added]
+            require_measurable(connection, new)
         return len(added)
 
     def record_cost(
@@ -291,21 +296,38 @@ class Ledger:
             )
         return False
 
-    def adjudicate(self, config: MergeConfig, *, at: datetime | None = None) -> Adjudicated:
+    def adjudicate(
+        self, config: MergeConfig, through_round: int | None = None, *, at: datetime | None = None
+    ) -> Adjudicated:
         """Merge the answers of all annotators and record what changed.
 
         Annotations stay as they are. An item's decision is written where its label, policy or
-        evidence differ from those of its last one, so that doing it again changes nothing.
+        evidence differ from those of its last one, so that doing it again changes nothing. Answers
+        of later rounds are not looked at, and decisions belong to the round they were made through:
+        what comes later changes no training set of an earlier round.
 
         Args:
             config: the policy.
+            through_round: the last round to look at; None for the last recorded one.
             at: time of the decisions, with a time zone; now by default.
         """
         time = utc_text(at or datetime.now(UTC))
         with writing(self.engine) as connection:
-            votes = current_votes(all_rows(connection, sa.select(ANNOTATED)), config.sources)
-            decisions = decide(votes, known_labels(connection), config)
-            recorded = write_decisions(connection, decisions, votes, config.name, time)
+            last = sa.select(sa.func.max(ROUNDS.c.round))
+            if through_round is not None:
+                last = last.where(ROUNDS.c.round <= through_round)
+            through = connection.execute(last).scalar()
+            if through is None:  # no round, and so no answers
+                return Adjudicated(0, 0, 0)
+            query = sa.select(ANNOTATED).where(ANNOTATED.c.round <= through)
+            votes = current_votes(all_rows(connection, query), config.sources)
+            history = read_adjudications(connection)
+            known = known_labels(connection, through)
+            decided = last_decisions(history, through)
+            decisions = decide(votes, known, config, decided)
+            recorded = write_decisions(
+                connection, history, decisions, votes, config.name, through, time
+            )
         resolved = sum(decision.label is not None for decision in decisions.values())
         return Adjudicated(len(decisions), resolved, recorded)
 
@@ -423,7 +445,7 @@ class Ledger:
         return by_text(self._rows(query), "round", *ANNOTATION_KEY)
 
     def adjudications(self, key: str | None = None) -> list[Row]:
-        """Every decision about a clip, or about all, by (clip_id, task, number).
+        """Every decision about a clip, or about all, by (clip_id, task, round, number).
 
         Rows of `adjudications` with `evidence`, a set of (labeller, round), and `sources`, those
         of its labels.

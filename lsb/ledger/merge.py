@@ -3,7 +3,8 @@
 An item is a clip in a task. A policy gives every label a share of its answers; the label with the
 largest share is taken if the share is above `MergeConfig.agreement`. Other items stay unresolved:
 `Ledger.queue` gives them to another annotator. Items whose label is known (gold) are not merged,
-and an item with one answer is not either, unless more are demanded: that answer is its label.
+and an item with one answer is not either, unless more are demanded or it was decided before: that
+answer is its label.
 
 Dawid-Skene: A. P. Dawid and A. M. Skene, Maximum likelihood estimation of observer error-rates
 using the EM algorithm, Applied Statistics 28 (1979), in the implementation of crowd-kit.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,9 @@ from lsb.annotate import PSEUDO, SOURCES
 from lsb.ledger.quality import Item, Votes, annotator_quality
 
 Shares = dict[Item, dict[int, float]]
+
+FIRST_ROUND = 0
+"""Its labels were there before any model."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class MergeConfig:
         sources: whose labels are answers. Pseudo-labels are no second opinion.
         agreement: share in [0, 1) that the winning label must exceed: 0.5 leaves ties of two
             unresolved, 0.99 asks for unanimity.
-        minimum_annotators: items with fewer answers stay unresolved.
+        minimum_annotators: items with fewer answers stay unresolved. Not those that have answers of
+            round 0 alone, where that round has fewer annotators: its labels came with the media.
         smoothing: gold items imagined right, and as many wrong, for every annotator.
         iterations: at most so many of the EM algorithm of Dawid and Skene.
     """
@@ -90,38 +95,64 @@ class Decision:
     confidence: float
 
 
-def decide(votes: Votes, known: Mapping[Item, int], config: MergeConfig) -> dict[Item, Decision]:
+def decide(
+    votes: Votes,
+    known: Mapping[Item, int],
+    config: MergeConfig,
+    decided: Collection[Item] = (),
+) -> dict[Item, Decision]:
     """Merge the answers to all items that need it.
 
     Args:
         votes: see `lsb.ledger.quality.current_votes`.
         known: item -> gold label.
         config: the policy.
+        decided: items with an earlier decision, made perhaps when more answers were demanded.
 
     Returns:
-        Item -> decision, ordered by item, for items with several answers or with too few.
+        Item -> decision, ordered by item, for items with several answers, with too few, or decided
+        before.
 
     Raises:
         ValueError: Dawid-Skene without crowd-kit.
     """
+    demand = _demand(votes, config.minimum_annotators)
     wanted = [
         item
         for item in sorted(votes)
-        if item not in known and (len(votes[item]) > 1 or config.minimum_annotators > 1)
+        if item not in known and (len(votes[item]) > 1 or demand[item] > 1 or item in decided)
     ]
     if not wanted:
         return {}
     shares = _SHARES[config.policy](votes, known, config)
     decisions = {}
     for item in wanted:
+        if len(votes[item]) == demand[item] == 1:  # no policy overrules the only answer
+            (answer,) = votes[item].values()
+            decisions[item] = Decision(int(answer["label"]), 1.0)
+            continue
         # Equal sums of floats may differ in their last bit: that is a tie, too.
         ranked = sorted(((-round(share, 9), label) for label, share in shares[item].items()))
         best, label = ranked[0]
         tied = len(ranked) > 1 and ranked[1][0] == best
-        few = len(votes[item]) < config.minimum_annotators
+        few = len(votes[item]) < demand[item]
         resolved = not few and not tied and -best > config.agreement
         decisions[item] = Decision(int(label) if resolved else None, -best)
     return decisions
+
+
+def _demand(votes: Votes, minimum: int) -> dict[Item, int]:
+    """Item -> answers that it must have."""
+    first: dict[str, set[str]] = defaultdict(set)
+    for (_, task), answers in votes.items():
+        first[task] |= {who for who, row in answers.items() if row["round"] == FIRST_ROUND}
+    return {
+        item: 1
+        if len(first[item[1]]) < minimum
+        and all(row["round"] == FIRST_ROUND for row in answers.values())
+        else minimum
+        for item, answers in votes.items()
+    }
 
 
 def _majority(votes: Votes, known: Mapping[Item, int], config: MergeConfig) -> Shares:

@@ -38,7 +38,7 @@ def test_gold_and_costs_are_added_once(
 ) -> None:
     fill(ledger_location)
     file = tmp_path / "gold.csv"
-    file.write_text("task,label,note,key\nx,1,sure,c\nx,0,,b\n")
+    file.write_text("task,label,note,key\nx,1,sure,c\nx,0,,z\n")
     for expected in ("1 of 2 gold labels are new\n", "0 of 2 gold labels are new\n"):
         assert main(["gold", ledger_location, str(file)]) == 0
         assert capsys.readouterr().out == expected
@@ -47,8 +47,21 @@ def test_gold_and_costs_are_added_once(
         assert main(["cost", ledger_location, *cost]) == 0
         assert capsys.readouterr().out == expected
     with Ledger.open(ledger_location, create=False) as ledger:
-        assert ledger.measured("b") == {(sample_id("b").hex(), "x"): 0}
+        assert ledger.measured("z") == {(sample_id("z").hex(), "x"): 0}
         assert ledger.costs()[-1]["payee"] == "model"
+
+
+def test_gold_that_a_finished_round_rests_on_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = str(tmp_path / "l.sqlite"), tmp_path / "gold.csv"
+    fill(path)
+    file.write_text("key,task,label\nb,x,0\nz,x,0\n")
+    assert main(["gold", path, str(file)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "1 of 2 new gold labels" in error
+    assert "clip 'b', task 'x' (round 1)" in error
 
 
 @pytest.mark.parametrize("text", ["key,task\na,x\n", "key,task,label\na,x,yes\n", ""])
@@ -73,7 +86,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "error: ledger.agreement is 1.5: give a share in [0, 1)\n"
     for name in ("adjudicate", "queue"):
         assert main([name, str(tmp_path / "absent")]) == 2
-        assert "absent does not exist" in capsys.readouterr().err
+        assert capsys.readouterr().err.endswith("absent does not exist: give a ledger's path\n")
 
 
 @pytest.mark.parametrize("module", ["lsb.ledger", "lsb.status", "lsb.export", "lsb.why"])

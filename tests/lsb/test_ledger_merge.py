@@ -173,3 +173,23 @@ def test_a_policy_does_not_depend_on_the_order_of_answers(policy: str) -> None:
 def test_settings_out_of_range_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MergeConfig(**config)
+
+
+def test_the_first_labels_of_one_labeller_are_not_fewer_than_demanded() -> None:
+    given = [row("g", "given", 1, 0), row("h", "given", 0, 0), row("asked", "ann", 1, 1)]
+    config = MergeConfig(minimum_annotators=2)
+
+    def decided(rows: list[dict[str, Any]]) -> dict[str, int | None]:
+        decisions = decide(current_votes(rows, ["human"]), {}, config)
+        return {clip: decision.label for (clip, _), decision in decisions.items()}
+
+    assert decided(given) == {"asked": None}
+    # A crowd that answered in round 0 can be demanded to have done so twice.
+    crowd = [row("both", "ann", 1, 0), row("both", "bob", 1, 0), row("one", "bob", 0, 0)]
+    assert decided(crowd) == {"both": 1, "one": None}
+
+
+def test_the_only_answer_to_an_item_that_was_decided_is_its_label() -> None:
+    answers = votes({"one": {"a": 1}, "other": {"a": 0}})
+    decisions = decide(answers, {}, MergeConfig(agreement=0.99), [("one", "x")])
+    assert {item: decision.label for item, decision in decisions.items()} == {("one", "x"): 1}

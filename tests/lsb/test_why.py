@@ -85,7 +85,7 @@ def test_shows_every_annotation_and_what_was_decided(
         "a": [
             "x=1: human by ann in round 1", "x=1: human by bob in round 1",
             f"x=1: adjudicated by {policy}, share 1.000",
-            f"from ann in round 1, bob in round 1 at {at}",
+            f"from ann in round 1, bob in round 1, as of round 2 at {at}",
             "from seed", "x=1: gold by release in round 0",
         ],
         "b": ["x=1: human by ann", "x=0: human by bob", f"x=unresolved: adjudicated by {policy}"],

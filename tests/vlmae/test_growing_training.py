@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from lsb.acquisition.config import AcquisitionConfig
 from lsb.acquisition.seeds import BroadeningConfig
@@ -24,6 +25,7 @@ from lsb.ledger import Ledger, Round
 from lsb.search.faiss_config import FaissConfig
 from lsb.selection import SelectionConfig
 from lsb.threshold import ThresholdConfig
+from vlmae.best import KeepBest
 from vlmae.checkpoint import CHECKPOINT
 from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import Prefix
@@ -34,6 +36,7 @@ from vlmae.growing.config import Growing, GrowingConfig
 from vlmae.growing.labels import FromAnnotator, FromLedger
 from vlmae.strategy import StrategyConfig
 from vlmae.trainer import TrainConfig
+from vlmae.validation import BEST
 
 TrainIn = Callable[..., Stage]
 LabelTable = Callable[..., pa.Table]
@@ -317,6 +320,23 @@ def test_clips_that_are_excluded_are_never_asked_for(
             pq.read_table(stage.path / f"expansion-{number}.candidates.parquet")["id"]
         )
         assert not set(asked.tolist()) & set(out.tolist())
+
+
+def test_the_best_epoch_is_kept_with_what_it_was_trained_on(
+    tmp_path: Path, train_in: TrainIn, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    better = KeepBest.on_validation_end
+
+    def second_is_best(self: KeepBest, trainer: Any, module: Any) -> None:
+        trainer.callback_metrics[BEST] = torch.tensor(float(trainer.current_epoch == 1))
+        better(self, trainer, module)
+
+    monkeypatch.setattr(KeepBest, "on_validation_end", second_is_best)
+    growing = Growing(EVERY, ENTROPY, FromAnnotator(oracle, "truth"))
+    stage = train_in(tmp_path, config=steps(keep="best", validate_every=1), growing=growing)
+    assert stage.counts["best epoch"] == 1
+    assert stage.counts["labels added"] == 3, "of two expansions, the second came after it"
+    assert set(pq.read_table(stage.path / "training_set.parquet")["round"].to_pylist()) == {0, 1}
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, train_in: TrainIn, oracle: Oracle) -> None:

@@ -81,11 +81,17 @@ class GrowBetweenEpochs(Callback):
         self.expansions: list[Stage] = []
         self._first_round = _last_round(training.labelled)
         self._asked: IdArray = np.empty(0, "S16")
+        self._from_epoch: list[tuple[int, pa.Table]] = [(0, training.labelled)]
 
     @property
     def training_set(self) -> TrainingSet:
         """What is trained on now."""
         return training_set(self.training, self.labelled)
+
+    def training_set_of(self, epoch: int) -> TrainingSet:
+        """What was trained on in an epoch, counted from 0, and before it."""
+        labelled = [table for start, table in self._from_epoch if start <= epoch][-1]
+        return training_set(self.training, labelled)
 
     def follows(self) -> bool:
         """Whether an expansion comes before the next step."""
@@ -186,9 +192,16 @@ class GrowBetweenEpochs(Callback):
         if not labels.num_rows:
             return False
         self.labelled = with_rows(self.labelled, labels, earlier)
+        self._from_epoch.append((epoch, self.labelled))
         grown = self.training_set
-        tasks = self.training.tasks
-        self.objective.check(torch.from_numpy(label_matrix(grown.labelled, tasks)))
+        matrix = label_matrix(grown.labelled, self.training.tasks)
+        try:
+            self.objective.check(torch.from_numpy(matrix))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; the labels of this expansion are in {stage.path}: once they are "
+                "corrected where they come from, delete that folder and go on"
+            ) from None
         loader = training_loader(self.training, grown.manifest, self.objective)
         self.loader.grow(loader)
         self.clock.grow(epoch, loader.order.steps() // self.training.config.accumulate)

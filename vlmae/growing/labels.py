@@ -157,7 +157,9 @@ class FromAnnotators:
         """See `LabelSource`. Clips that are skipped or undecided stay without a label."""
         with Ledger.open(self.ledger) as ledger:
             self._record(ledger, record, candidates, tasks)
-            return _news(ledger, record, candidates, pending, held, tasks)
+            # Later rounds are there when a training goes on from an earlier save.
+            known = ledger.training_set(record.round, TRAINING_SOURCES)
+            return _news(ledger, known, record, candidates, pending, held, tasks)
 
     def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
         """See `LabelSource`."""
@@ -171,7 +173,7 @@ class FromAnnotators:
         judged = self.annotators.judge(ids, keys, tasks)
         ledger.record_round(record, candidates, judged.annotations)
         record_judgements(ledger, record.round, judged.costs)
-        ledger.adjudicate(self.merge)
+        ledger.adjudicate(self.merge, record.round)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ class FromLedger:
         with Ledger.open(self.ledger) as ledger:
             ledger.record_round(record, candidates, None)
             ledger.adjudicate(self.merge)
-            return _news(ledger, record, candidates, pending, held, tasks)
+            known = ledger.training_set(sources=TRAINING_SOURCES)
+            return _news(ledger, known, record, candidates, pending, held, tasks)
 
     def remember(self, record: Round, candidates: pa.Table, tasks: Sequence[str]) -> None:
         """See `LabelSource`: answers that are gone cannot be remembered, the round can."""
@@ -217,6 +220,7 @@ class FromLedger:
 
 def _news(
     ledger: Ledger,
+    told: pa.Table,
     record: Round,
     candidates: pa.Table,
     pending: IdArray,
@@ -228,16 +232,16 @@ def _news(
     Held clips that the ledger never heard of keep their labels: it is another one than before.
     """
     columns = [LABEL + task for task in tasks]
-    known = {row["id"]: row for row in ledger.training_set(sources=TRAINING_SOURCES).to_pylist()}
+    known = {row["id"]: row for row in told.to_pylist()}
     asked = set(to_bytes(ledger.asked_ids()))
     before = {row["id"]: row for row in held.to_pylist() if row["id"] in asked}
     rows = []
     for clip in sorted(
         before.keys() | set(to_bytes(pending)) | set(to_bytes(from_arrow(candidates["id"])))
     ):
-        told, old = known.get(clip, {}), before.get(clip, {})
-        labels = {column: told.get(column) for column in columns}
+        new, old = known.get(clip, {}), before.get(clip, {})
+        labels = {column: new.get(column) for column in columns}
         if labels != {column: old.get(column) for column in columns}:
-            named = {name: (told or old)[name] for name in ("id", "key", "source")}
+            named = {name: (new or old)[name] for name in ("id", "key", "source")}
             rows.append({**named, "round": record.round, **labels})
     return pa.Table.from_pylist(rows, schema=label_columns(tasks))

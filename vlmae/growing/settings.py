@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
@@ -50,6 +51,9 @@ def growing_of(values: Mapping[str, Any], tasks: Sequence[str]) -> Growing | Non
     if not config.on:
         return None
     expand = expand_config(values)
+    if not expand.acquisition.task_weights:  # all alike
+        weighed = replace(expand.acquisition, task_weights=dict.fromkeys(tasks, 1.0))
+        expand = replace(expand, acquisition=weighed)
     unknown = sorted(set(expand.acquisition.task_weights) - set(tasks))
     if unknown:
         raise ValueError(
@@ -60,7 +64,7 @@ def growing_of(values: Mapping[str, Any], tasks: Sequence[str]) -> Growing | Non
         expand,
         _labels(config, values, list(tasks)),
         arm=str(values["arm_name"]),
-        exclude=_keys(config.exclude),
+        exclude=excluded_ids(config.exclude),
     )
 
 
@@ -89,8 +93,11 @@ def _labels(config: GrowingConfig, values: Mapping[str, Any], tasks: list[str]) 
     )
 
 
-def _keys(path: str | None) -> IdArray:
+def excluded_ids(path: str | None) -> IdArray:
     """Ids of the clips that a table names.
+
+    Args:
+        path: parquet or CSV with a column "key" of text; None for no clip.
 
     Raises:
         ValueError: it is no file, or has no keys.
@@ -102,7 +109,12 @@ def _keys(path: str | None) -> IdArray:
             f"growing.exclude is {path}, which is no file: give a parquet or CSV with a column "
             "'key', or null"
         )
-    table = pq.read_table(path) if path.endswith(".parquet") else pcsv.read_csv(path)
+    as_text = pcsv.ConvertOptions(column_types={"key": pa.string()})  # 0001 is no number
+    table = (
+        pq.read_table(path)
+        if path.endswith(".parquet")
+        else pcsv.read_csv(path, convert_options=as_text)
+    )
     if "key" not in table.column_names:
         raise ValueError(f"{path} has columns {table.column_names}, none is 'key'")
     return sample_ids.sample_ids(sample_ids.texts(table["key"]))

@@ -47,7 +47,9 @@ def written(folder: Path, *lines: Any, name: str = "ann.jsonl") -> Path:
 
 
 def read(folder: Path) -> list[Answer]:
-    return read_answers(folder, set(IDS.values()), TASKS)
+    answers, refused = read_answers(folder, set(IDS.values()), TASKS)
+    assert refused == []
+    return answers
 
 
 @pytest.fixture

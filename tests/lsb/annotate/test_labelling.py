@@ -159,6 +159,12 @@ def test_every_trap_of_an_export() -> None:
     assert reasons["13"].startswith("clip_id: ")
 
 
+def test_answers_of_a_clip_that_was_taken_down_say_so() -> None:
+    answers, refused = read_export([exported(annotation(1))], NAMES, CLIPS[1:], TASKS, CLIPS[:1])
+    assert answers == []
+    assert [one.reason for one in refused] == ["the clip was taken down"]
+
+
 def test_choices_of_other_tasks_are_refused() -> None:
     answers, refused = read_export(
         [exported(annotation(1, result=[choice("weather", "yes")]))], NAMES, CLIPS, TASKS

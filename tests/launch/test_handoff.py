@@ -1,0 +1,148 @@
+"""A round in the hands of people: killed pulls, takedowns, what is shown as labelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from launch import annotate
+from launch.labelling import handoff
+from launch.labelling.handoff import RoundFolder
+from launch.labelling.questions import Stores, _Labelled
+from launch.stages.settings import Settings
+from lsb import ids as sample_ids
+from lsb.annotate import annotation_table
+from lsb.annotate.answers import Answer
+from lsb.ids import sample_id
+from lsb.ledger import HOURS, Ledger, Round
+from lsb.selection import CHOSEN
+from vlmae.config import compose_config
+from vlmae.data.tombstones import Tombstone, add_tombstones
+
+KEYS = ("a", "b", "c")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def labels(key: str, label: int, source: str, labeller: str) -> pa.Table:
+    return annotation_table(
+        [sample_id(key)], [key], ["relevance"], [label], source=source, labeller=labeller
+    )
+
+
+def answer(key: str, who: str = "ann", **fields: Any) -> Answer:
+    told = {
+        "format": "vlmae-answer-1",
+        "clip_id": sample_id(key).hex(),
+        "labeller": who,
+        "labelled_at": datetime(2026, 3, 4, 5, tzinfo=UTC),
+        "labels": {"relevance": 1},
+        "seconds": 9.0,
+    }
+    return Answer.model_validate(told | fields)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.chdir(tmp_path)
+    overrides = ["experiment=tiny", "name=people", "oracle=files", "oracle.price=0.05"]
+    return Settings.from_config(compose_config("round", overrides))
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    """Round 1 asked people about three clips."""
+    rows = [
+        dict.fromkeys(CHOSEN.names)
+        | {"id": sample_id(key), "key": key, "rank": rank, "reason": "fill"}
+        for rank, key in enumerate(KEYS, start=1)
+    ]
+    with Ledger.open(settings.folder / settings.arm / "ledger.sqlite") as ledger:
+        ledger.record_round(Round(0, "first", "", ""), CHOSEN.empty_table(), None)
+        chosen = pa.Table.from_pylist(rows, schema=CHOSEN)
+        ledger.record_round(Round(1, "lsb_lt", "c", "s"), chosen, None)
+        yield ledger
+
+
+@pytest.mark.parametrize("killed_in", ["answers are kept", "labels are imported"])
+def test_a_killed_pull_loses_no_cost_and_no_skip(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    skip = answer("c", labels={}, skipped=True)
+    every = [answer("a"), answer("b"), skip]
+
+    def kill(*arguments: Any, **options: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        if killed_in == "answers are kept":
+            patched.setattr(handoff, "write_lines", kill)
+        else:
+            patched.setattr(Ledger, "import_annotations", kill)
+        with pytest.raises(Killed):
+            RoundFolder(settings, 1).take(ledger, every, [])
+    assert ledger.annotations() == []
+    if killed_in == "answers are kept":
+        assert not RoundFolder(settings, 1).progress(ledger).is_enough
+        RoundFolder(settings, 1).take(ledger, every, [])
+    # What the run does when it is started again, without another pull.
+    folder = RoundFolder(settings, 1)
+    assert folder.progress(ledger).is_enough
+    folder.close(ledger)
+    assert {(row["key"], row["label"]) for row in ledger.annotations()} == {("a", 1), ("b", 1)}
+    paid = {row["payee"]: row["count"] for row in ledger.costs() if row["entry"] != HOURS}
+    assert paid == {"ann": 3}
+    again = RoundFolder(settings, 1).take(ledger, every, [])
+    assert (len(again.answers), again.labels, again.refused) == (3, 0, [])
+
+
+def test_answers_of_a_clip_that_was_taken_down_stop_no_pull(
+    settings: Settings, ledger: Ledger
+) -> None:
+    folder = RoundFolder(settings, 1)
+    folder.answers.mkdir(parents=True)
+    lines = [answer(key).model_dump(mode="json") for key in ("a", "b")]
+    file = folder.answers / "ann.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said: list[str] = []
+    annotate.pull(settings, said.append)
+    assert said[-2] == "2 labels are new, 0 answers were not taken"
+    add_tombstones(settings.stages, [Tombstone.now("a", "asked by its owner")])
+    more = answer("c").model_dump(mode="json")
+    (folder.answers / "late.jsonl").write_text(json.dumps(more) + "\n")
+    said.clear()
+    annotate.pull(settings, said.append)
+    assert "line 1: the clip was taken down (clip " in said[0]
+    assert said[-2] == "1 labels are new, 1 answers were not taken"
+    assert said[-1].startswith("round 1: 2 of 2 clips are done")
+    (folder.answers / "late.jsonl").write_text(json.dumps(more | {"clip_id": "0" * 32}))
+    with pytest.raises(ValueError, match="was not asked about in this round"):
+        annotate.pull(settings, said.append)
+
+
+class _Vectors:
+    """A store of clips with a vector each."""
+
+    def __init__(self, *keys: str) -> None:
+        self.ids = np.sort(sample_ids.sample_ids(keys))
+
+    def vectors(self, ids: sample_ids.IdArray) -> np.ndarray[Any, Any]:
+        return np.ones((len(ids), 2), dtype=np.float32)
+
+
+def test_people_are_not_shown_what_a_model_labelled(ledger: Ledger) -> None:
+    ledger.import_annotations(0, labels("known", 1, "human", "given"))
+    ledger.import_annotations(0, labels("guessed", 1, "pseudo", "pseudo:model"))
+    stores: Any = Stores(_Vectors("known", "guessed"), _Vectors())  # type: ignore[arg-type]
+    shown = _Labelled.known(stores, ledger, 1)
+    assert sample_ids.to_bytes(shown.ids) == [sample_id("known")]
+    assert set(shown.labels) == {sample_id("known")}
