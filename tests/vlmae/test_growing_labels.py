@@ -158,6 +158,18 @@ def test_several_annotators_of_a_training_alone_are_refused() -> None:
         growing_of(as_dict(config), config.task.names)
 
 
+def test_excluded_keys_are_text_and_tasks_without_weights_are_alike(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("key\n0001\n0002\n", "utf-8")
+    people = f"growing.labels=ledger growing.ledger={tmp_path}/ledger.sqlite".split()
+    tasks = ["task=own", "task.names=[spam,nsfw]", "acquisition=entropy"]
+    options = [*people, *tasks, "growing=every", f"growing.exclude={tmp_path}/out.csv"]
+    config = compose_config("train", options)
+    growing = growing_of(as_dict(config), config.task.names)
+    assert growing is not None
+    assert set(growing.exclude) == set(sample_ids(["0001", "0002"]))
+    assert growing.expand.acquisition.task_weights == {"spam": 1.0, "nsfw": 1.0}
+
+
 def test_a_round_whose_ledger_is_lost_is_remembered(tmp_path: Path, oracle: Oracle) -> None:
     place = tmp_path / "ledger.sqlite"
     source = FromAnnotator(oracle, "truth", str(place))
