@@ -3,8 +3,8 @@
 A few dozen clips, then limited labels, then scale: `pilot.steps` names the last round of each step,
 `budgets` what is asked in each round. With `rounds` at the end of a step it stops there and goes on
 later. What is asked of the pilot is written down when it starts (criteria.json) and cannot be
-changed afterwards. Writes account.json, account.png, pilot.json and pilot.html, one file without
-any link (docs/pilot.md).
+changed afterwards. Stages are made where `launcher` says, as by `launch.round`. Writes
+account.json, account.png, pilot.json and pilot.html, one file without any link (docs/pilot.md).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from launch.rounds.account import Prices, write_account
 from launch.rounds.arms import Arms, run_arms
 from launch.rounds.summary import number_table
 from launch.stages.clips import gold_clips
+from launch.stages.launched_run import is_dry_run, launched_run, print_scripts, read_flags
 from launch.stages.run_folder import differences
 from launch.stages.settings import Settings
 from lsb import ids as sample_ids
@@ -33,7 +34,7 @@ from lsb.artifact import read_json, write_bytes, write_json
 from lsb.labelled import LABEL
 from lsb.ledger import GOLD_LABELS, AnnotatorQuality, Ledger, Round
 from lsb.selection import CHOSEN
-from vlmae.config import as_dict, build, command
+from vlmae.config import as_dict, build, command, task_overrides
 
 CRITERIA_FILE = "criteria.json"
 GOLD_LEDGER = "gold.sqlite"
@@ -100,6 +101,7 @@ def run_pilot(config: DictConfig, console: Console) -> dict[str, Any]:
     values = cast(dict[str, Any], as_dict(config))
     asked = build("pilot", PilotConfig, values["pilot"])
     settings = Settings.from_config(config)
+    settings.require_rounds("launch.pilot")
     unknown = sorted(set(asked.tasks) - set(settings.tasks))
     if unknown:
         raise ValueError(f"pilot.tasks names {unknown}, the model has {list(settings.tasks)}")
@@ -109,7 +111,8 @@ def run_pilot(config: DictConfig, console: Console) -> dict[str, Any]:
             "by then, give more rounds"
         )
     settle_criteria(settings.folder, asked)
-    arms = run_arms(config, console.log)
+    with launched_run(config, console.log, task_overrides()):
+        arms = run_arms(config, console.log)
     prices = None if asked.price is None else Prices(asked.price, asked.seconds)
     account = write_account(arms, console, prices)
     quality = measured_annotators(arms, asked.gold_items)
@@ -161,8 +164,12 @@ def criteria_table(title: str, criteria: list[Criterion]) -> Table:
 @command("round")
 def main(config: DictConfig) -> None:
     """Run the pilot as far as `rounds` goes."""
+    if is_dry_run(config):
+        print_scripts(config)
+        return
     run_pilot(config, Console(log_path=False))
 
 
 if __name__ == "__main__":
+    read_flags()
     main()
