@@ -74,8 +74,8 @@ def push(settings: Settings, say: Say) -> None:
         if config.kind == "files":
             folder.answers.mkdir(exist_ok=True)
             say(
-                f"for people: {folder.questions}, and of {media.path} all but *.parquet; put their "
-                f"answers into {folder.answers}/*.jsonl, then pull"
+                f"for people: {folder.questions}, and of {media.path} all but *.parquet and "
+                f"manifest.json; put their answers into {folder.answers}/*.jsonl, then pull"
             )
             return
         base, place = _media_base(config, media)

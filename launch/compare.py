@@ -135,6 +135,7 @@ def _compare(config: DictConfig) -> None:
     chosen = build("compare", CompareConfig, values["compare"])
     settings = Settings.from_config(config)
     settings.launcher.require_one_rank("launch.compare")
+    settings.require_rounds("launch.compare")
     given = task_overrides()
     overrides = [one for one in given if not one.startswith("compare.")]
     require_no_arm_override(overrides)

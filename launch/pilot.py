@@ -3,12 +3,13 @@
 A few dozen clips, then limited labels, then scale: `pilot.steps` names the last round of each step,
 `budgets` what is asked in each round. With `rounds` at the end of a step it stops there and goes on
 later. What is asked of the pilot is written down when it starts (criteria.json) and cannot be
-changed afterwards. Writes account.json, account.png, pilot.json and pilot.html, one file without
-any link (docs/pilot.md).
+changed afterwards. Stages are made where `launcher` says, as by `launch.round`. Writes
+account.json, account.png, pilot.json and pilot.html, one file without any link (docs/pilot.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -18,22 +19,26 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from launch.labelling.annotation import judge
+from launch.labelling.annotation import GIVEN, LABELLING, judge
 from launch.piloting.criteria import Criterion, verdict
 from launch.piloting.evidence import Evidence, PilotConfig
 from launch.piloting.page import numbers, pilot_page
 from launch.rounds.account import Prices, write_account
 from launch.rounds.arms import Arms, run_arms
 from launch.rounds.summary import number_table
+from launch.stages.annotators import HandOffConfig
 from launch.stages.clips import gold_clips
+from launch.stages.launched_run import is_dry_run, launched_run, print_scripts, read_flags
 from launch.stages.run_folder import differences
 from launch.stages.settings import Settings
 from lsb import ids as sample_ids
+from lsb.annotate.answers import SOURCE
 from lsb.artifact import read_json, write_bytes, write_json
 from lsb.labelled import LABEL
 from lsb.ledger import GOLD_LABELS, AnnotatorQuality, Ledger, Round
+from lsb.ledger.quality import annotator_quality, current_votes
 from lsb.selection import CHOSEN
-from vlmae.config import as_dict, build, command
+from vlmae.config import as_dict, build, command, task_overrides
 
 CRITERIA_FILE = "criteria.json"
 GOLD_LEDGER = "gold.sqlite"
@@ -58,20 +63,23 @@ def settle_criteria(folder: Path, config: PilotConfig) -> None:
     write_json(file, asked)
 
 
-def measured_annotators(arms: Arms, items: int) -> list[AnnotatorQuality]:
-    """How good annotators are on gold clips.
+def measured_annotators(arms: Arms, items: int, last: int) -> list[AnnotatorQuality]:
+    """How good annotators are on gold clips, by what they had answered after a round.
 
-    From the arm's ledger where they have answered some there. Otherwise they are asked about the
-    first gold clips by id, in a ledger of its own: nothing of it trains.
+    From the arm's ledger where they have answered some there. Otherwise simulated annotators are
+    asked about the first gold clips by id, in a ledger of its own: nothing of it trains. People are
+    not: nobody can answer for them.
 
     Args:
         arms: the finished run.
         items: gold clips to ask about.
+        last: the round.
     """
     settings, folder = arms.settings, arms.folder.path
+    people = isinstance(settings.oracle, HandOffConfig)
     with Ledger.open(folder / settings.arm / "ledger.sqlite", create=False) as ledger:
-        quality = [one for one in ledger.quality() if one.gold and one.source != "pseudo"]
-    if quality:
+        quality = _measured(ledger, last, (SOURCE,) if people else LABELLING)
+    if quality or people:
         return quality
     gold = gold_clips(settings, arms.shared.truth)
     ids = sample_ids.from_arrow(gold["id"])
@@ -89,6 +97,16 @@ def measured_annotators(arms: Arms, items: int) -> list[AnnotatorQuality]:
         return ledger.quality()
 
 
+def _measured(ledger: Ledger, last: int, sources: Sequence[str]) -> list[AnnotatorQuality]:
+    """Of those who have answered gold clips by a round; labels that came with media are nobody's
+    answers."""
+    rows = [
+        row for row in ledger.annotations() if row["round"] <= last and row["labeller"] != GIVEN
+    ]
+    quality = annotator_quality(current_votes(rows, sources), ledger.gold())
+    return [one for one in quality if one.gold]
+
+
 def run_pilot(config: DictConfig, console: Console) -> dict[str, Any]:
     """Run what is not there yet, answer the criteria of every finished step, write the page.
 
@@ -100,6 +118,7 @@ def run_pilot(config: DictConfig, console: Console) -> dict[str, Any]:
     values = cast(dict[str, Any], as_dict(config))
     asked = build("pilot", PilotConfig, values["pilot"])
     settings = Settings.from_config(config)
+    settings.require_rounds("launch.pilot")
     unknown = sorted(set(asked.tasks) - set(settings.tasks))
     if unknown:
         raise ValueError(f"pilot.tasks names {unknown}, the model has {list(settings.tasks)}")
@@ -109,10 +128,12 @@ def run_pilot(config: DictConfig, console: Console) -> dict[str, Any]:
             "by then, give more rounds"
         )
     settle_criteria(settings.folder, asked)
-    arms = run_arms(config, console.log)
+    with launched_run(config, console.log, task_overrides()):
+        arms = run_arms(config, console.log)
     prices = None if asked.price is None else Prices(asked.price, asked.seconds)
     account = write_account(arms, console, prices)
-    quality = measured_annotators(arms, asked.gold_items)
+    finished = [last for last in asked.steps.values() if last <= settings.rounds]
+    quality = {last: measured_annotators(arms, asked.gold_items, last) for last in finished}
     evidence = Evidence(asked, arms, account, quality)
     steps = []
     for name, last in asked.steps.items():
@@ -137,7 +158,7 @@ def run_pilot(config: DictConfig, console: Console) -> dict[str, Any]:
         "waiting": [name for name, last in asked.steps.items() if last > settings.rounds],
         "criteria": asdict(asked),
         "tasks": list(evidence.tasks),
-        "annotators": [asdict(one) for one in quality],
+        "annotators": [asdict(one) for one in quality[finished[-1]]],
         "account": account,
     }
     folder = arms.folder.path
@@ -161,8 +182,12 @@ def criteria_table(title: str, criteria: list[Criterion]) -> Table:
 @command("round")
 def main(config: DictConfig) -> None:
     """Run the pilot as far as `rounds` goes."""
+    if is_dry_run(config):
+        print_scripts(config)
+        return
     run_pilot(config, Console(log_path=False))
 
 
 if __name__ == "__main__":
+    read_flags()
     main()

@@ -173,7 +173,8 @@ def work_on_stage(
 
     Args:
         share: (number, of): this process makes the parts of share `number`, counted from 0.
-        dealt: part name -> its share, for processes that have agreed on another division.
+        dealt: part name -> its share, for processes that have agreed on another division. Such
+            parts are work of these processes, also of a single one: they are offered to nobody.
 
     Returns:
         The finished stage, or None if parts of other shares are not made yet.
@@ -191,7 +192,7 @@ def work_on_stage(
     target = root / _directory(stage, digest)
     partial = target.with_name(target.name + ".partial")
     root.mkdir(parents=True, exist_ok=True)
-    if of == 1 and not target.exists():
+    if of == 1 and dealt is None and not target.exists():
         call = StageCall(root, stage, target, config, inputs, parts, processes, revision)
         if offer(call):
             return replace(open_stage(target), reused=False)

@@ -3,8 +3,9 @@
 Whoever decides where things run puts up a delegate; every stage that this process is asked for
 whole and that is not finished is then offered to it before it is made here. A delegate that takes
 an offer has the parts made by other processes, each by `lsb.artifact.work_on_stage` with a share,
-and comes back when the stage is finished. Without a delegate nothing changes, and a stage's bytes
-never depend on who made it.
+and comes back when the stage is finished. Parts that processes have dealt among themselves are not
+offered: they need what those hold, as the weights of a running training. Without a delegate nothing
+changes, and a stage's bytes never depend on who made it.
 """
 
 from __future__ import annotations

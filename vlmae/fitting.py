@@ -121,15 +121,34 @@ def _start(saves: Saves, now: Moment, resume_from: str | None) -> tuple[str, Mom
         path = save.state
     else:
         path = to_universal(save.state)
-    before, after = held.ranks * held.accumulate, now.ranks * now.accumulate
-    if before != after:
-        print(
-            f"note: a step has {after} batches over all ranks now and had {before}: the learning "
-            f"rate and its schedule count steps; trainer.accumulate={max(1, before // now.ranks)} "
-            "keeps them as they were",
-            file=sys.stderr,
-        )
+    told = step_changed(held, now)
+    if told is not None:
+        print(f"note: {told}", file=sys.stderr)
     return str(path), held
+
+
+def step_changed(held: Moment, now: Moment) -> str | None:
+    """What is to be known where a step has another number of batches than it had; None for equal.
+
+    Args:
+        held: of the save.
+        now: of the training that goes on from it.
+    """
+    before, after = held.ranks * held.accumulate, now.ranks * now.accumulate
+    if before == after:
+        return None
+    accumulate, rest = divmod(before, now.ranks)
+    if rest:
+        remedy = (
+            f"no trainer.accumulate makes {before} of them on {now.ranks} ranks: take a number of "
+            f"ranks that divides {before}, or start anew with an optimizer.learning_rate for these"
+        )
+    else:
+        remedy = f"trainer.accumulate={accumulate} keeps them as they were"
+    return (
+        f"a step has {after} batches over all ranks now and had {before}: the learning rate and "
+        f"its schedule count steps; {remedy}"
+    )
 
 
 def _require_same(save: Save, training: str) -> None:

@@ -12,8 +12,10 @@ from scipy.stats import binomtest
 from launch.piloting.criteria import Criterion, above, at_least, at_most, not_measured
 from launch.rounds.account import RANDOM, recalls
 from launch.rounds.arms import Arms
+from launch.stages.recorded import expansion_of
+from launch.stages.shortlist import THRESHOLD_FILE
 from lsb.artifact import read_json
-from lsb.ledger import AnnotatorQuality
+from lsb.ledger import AnnotatorQuality, Ledger
 from vlmae.metrics import percentage, percentile_interval
 
 Ends = tuple[float, float, float]
@@ -31,7 +33,7 @@ class PilotConfig:
         gain: recall at the target precision over random sampling, mean over tasks; the lower end of
             its interval must be above.
         cost_per_positive: largest upper bound, in the units of the prices.
-        gold_items: gold clips that annotators answer too.
+        gold_items: gold clips that simulated annotators answer too.
         price: of an answer where the ledger has no costs; None leaves costs unmeasured there.
         seconds: of work for an answer, likewise.
     """
@@ -78,13 +80,13 @@ class Evidence:
         config: what is asked.
         arms: the run.
         account: of it, see `launch.rounds.account.account`.
-        quality: of the annotators, on gold clips.
+        quality: last round of a step -> of the annotators, on gold clips, by then.
     """
 
     config: PilotConfig
     arms: Arms
     account: Mapping[str, Any]
-    quality: Sequence[AnnotatorQuality]
+    quality: Mapping[int, Sequence[AnnotatorQuality]]
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -115,19 +117,19 @@ class Evidence:
             bound = threshold["precision"]
             return at_least(name, wanted, limit, (None, bound, None), evidence)
         if threshold["mode"] == "fallback":
-            made = rounds[entry.round - 1].stages["expand"][0]
-            why = read_json(made.path / "threshold.json")["refusal"]
+            why = _refusal(self.arms, entry.round)
             evidence = f"round {entry.round}: LT could not be set: {why}"
             return at_least(name, wanted, limit, (None, None, None), evidence)
         return not_measured(name, wanted, f"LT was given ({threshold['value']:g}), not measured")
 
     def _noise(self, limit: float, last: int) -> Criterion:
         name, wanted = "label noise", f"upper bound <= {percentage(limit)} %"
-        gold = sum(one.gold for one in self.quality)
+        quality = [one for one in self.quality[last] if one.gold]
+        gold = sum(one.gold for one in quality)
         if not gold:
             return not_measured(name, wanted, "no annotator has answered a gold clip")
-        wrong = gold - sum(one.correct for one in self.quality)
-        people = len({one.labeller for one in self.quality})
+        wrong = gold - sum(one.correct for one in quality)
+        people = len({one.labeller for one in quality})
         evidence = f"{wrong} of {gold} answers on gold clips are wrong, {people} annotator(s)"
         return at_most(name, wanted, limit, _share(wrong, gold), evidence)
 
@@ -169,6 +171,21 @@ class Evidence:
         _, low, high = _share(found, answers)
         ends = (spent / found, spent / (high * answers), spent / (low * answers))
         return at_most(name, wanted, limit, ends, f"{evidence}, {answers} answers")
+
+
+def _refusal(arms: Arms, number: int) -> str:
+    """Why LT could not be set by the choice that brought a round's labels."""
+    settings = arms.settings
+    made = arms.rounds[settings.arm][number - 1].stages
+    # An arm that broadens within a scoring budget sets LT in its shortlist.
+    stages = [*made.get("shortlist", ()), *made.get("expand", ())]
+    if "expand" not in made:  # the round was taken from the ledger, after a takedown
+        with Ledger.open(arms.folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
+            held = next(one for one in ledger.rounds() if one.round == number)
+        stage = expansion_of(settings.stages, held, settings.in_round(number).expand)
+        stages = [] if stage is None else [stage]
+    files = (stage.path / THRESHOLD_FILE for stage in stages)
+    return next(str(read_json(file)["refusal"]) for file in files if file.is_file())
 
 
 def _share(hits: int, count: int) -> Ends:

@@ -242,7 +242,11 @@ def _saved(
     """Task -> labels and money saved against random sampling; None without such a curve."""
     if curve is None or entry.round == 0:
         return None
-    random = arms.rounds[RANDOM]
+    # Once the pool has run out, rounds bring no label, and there is one value for each number.
+    kept = more_labels(curve["labels"])
+    random = [arms.rounds[RANDOM][number] for number in kept]
+    labels_Q = np.asarray(curve["labels"])[kept]
+    costs = [curve["cost"][number] for number in kept]
     found: dict[str, Any] = {}
     for task in arms.settings.tasks:
         values = recalls(arms, entry, task)
@@ -251,28 +255,35 @@ def _saved(
         if not known[0]:  # no test clip is positive
             found[task] = None
             continue
-        saved = labels_saved(
-            entry.labels, values[known], np.asarray(curve["labels"]), others[known]
-        )
-        found[task] = {**saved.as_dict(), **_money_saved(saved, cost, curve)}
+        saved = labels_saved(entry.labels, values[known], labels_Q, others[known])
+        found[task] = {**saved.as_dict(), **_money_saved(saved, cost, labels_Q, costs)}
     return found
 
 
+def more_labels(labels: Sequence[int]) -> list[int]:
+    """Numbers of the rounds with more labels than all before."""
+    return [n for n, count in enumerate(labels) if count > max(labels[:n], default=-1)]
+
+
 def _money_saved(
-    saved: LabelsSaved, cost: dict[str, float] | None, curve: Mapping[str, Any]
+    saved: LabelsSaved,
+    cost: dict[str, float] | None,
+    labels_Q: npt.NDArray[np.int64],
+    costs: Sequence[dict[str, float] | None],
 ) -> dict[str, Any]:
     """What random sampling would have cost for as much, less what the arm did."""
-    known = cost is not None and all(one is not None for one in curve["cost"])
+    paid = [one for one in costs if one is not None]
+    known = len(paid) == len(costs)
     found: dict[str, Any] = {}
     for kind in ("money", HOURS):
         ends: list[float | None] = [None, None, None]
         if known and cost is not None:
-            spent = [one[f"all_{kind}"] for one in curve["cost"]]
+            spent = [one[f"all_{kind}"] for one in paid]
             needed = (saved.random_labels, saved.low, saved.high)
             ends = [
                 None
                 if labels is None
-                else float(np.interp(labels, curve["labels"], spent)) - cost[f"all_{kind}"]
+                else float(np.interp(labels, labels_Q, spent)) - cost[f"all_{kind}"]
                 for labels in needed
             ]
         found |= {f"saved_{kind}": ends[0], f"saved_{kind}_interval": ends[1:]}

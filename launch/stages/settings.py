@@ -191,6 +191,24 @@ class Settings:
         selection = replace(self.expand.selection, budget=self.budgets[number - 1])
         return replace(self, expand=replace(self.expand, selection=selection))
 
+    def require_rounds(self, command: str) -> None:
+        """Refuse a training that grows, where what was asked and what it cost is told by rounds.
+
+        Args:
+            command: that tells it.
+
+        Raises:
+            ValueError: names the key and the remedy.
+        """
+        if self.growing.on:
+            raise ValueError(
+                f"growing.every_epochs is {self.growing.every_epochs}: all expansions of a "
+                f"training that grows make one round of launch.round, and {command} counts by "
+                "rounds; set growing=none and rounds=<n>, which chooses by the same arms, or see "
+                "what a run that grows has asked and spent with python -m lsb.status "
+                f"{self.folder / self.arm / 'ledger.sqlite'}"
+            )
+
     @classmethod
     def from_config(cls, config: DictConfig) -> Settings:
         """Build and check.

@@ -28,9 +28,14 @@ GROWN = ("growing=every", "growing.every_epochs=1", "growing.rounds=1")
 
 
 @pytest.mark.slow
-def test_one_training_adds_the_labels_of_a_round(tiny: TinyRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [(), ("launcher=local", "launcher.tasks=2")])
+def test_one_training_adds_the_labels_of_a_round(
+    launcher: tuple[str, ...], tiny: TinyRun, tmp_path: Path
+) -> None:
+    """Also where tasks embed: the pool is embedded by weights that the training alone has."""
     folder = tiny.copy_of_shared_stages(tmp_path)
-    overrides = ("experiment=tiny", "name=grown", "rounds=0", "arms=[]", "controls=false", *GROWN)
+    small = ("experiment=tiny", "name=grown", "rounds=0", "arms=[]", "controls=false")
+    overrides = (*small, *GROWN, *launcher)
     done = run_python("-m", "launch.round", *overrides, cwd=folder)
     assert done.returncode == 0, done.stderr
     summary = json.loads((folder / "runs" / "grown" / "summary.json").read_text())

@@ -90,3 +90,19 @@ def test_shares_are_not_offered(tmp_path: Path) -> None:
             for share in shares
         ]
     assert made[share_of("a", 2)] is not None
+
+
+def test_parts_that_are_dealt_are_not_offered(tmp_path: Path) -> None:
+    """Also of a single process: a training that grows embeds by weights that it alone has."""
+
+    def delegate(call: StageCall) -> bool:
+        raise AssertionError("the part holds what cannot be handed on")
+
+    held = object()
+    parts = [Part("a", ("a.txt",), lambda folder: write("a", folder) if held else {})]
+    with delegated(delegate):
+        made = work_on_stage(
+            tmp_path, "s", config={}, inputs={}, parts=parts, share=(0, 1), dealt={"a": 0}
+        )
+    assert made is not None
+    assert made.counts == {"rows": 1}

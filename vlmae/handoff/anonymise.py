@@ -1,7 +1,8 @@
 """Sound that leaves without the speaker: another voice, or no speech at all.
 
-What was done to a clip depends on (seed, clip) alone and is kept in a table that stays, so that it
-can be told later, and cannot be undone by those who only have the clip.
+What is done to a clip depends on (secret, seed, clip) alone, see `vlmae.handoff.secret`, and is
+kept in a table that stays, so that it can be told later. It cannot be computed by those who have
+the clip, its id and the config; a shift may still be guessed by ear (docs/annotation.md).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class AnonymiseConfig:
         threshold: of `remove`: probability from which a window is speech. Low: rather too much is
             removed than too little.
         padding: of `remove`: seconds before and behind every stretch of speech.
-        seed: of what is drawn.
+        seed: of what is drawn, together with a secret.
     """
 
     method: Method = "none"
@@ -83,18 +84,29 @@ class Anonymised:
     seconds: float = 0.0
 
 
-def anonymise(clip: bytes, wave: Wave, config: AnonymiseConfig) -> Anonymised:
+def anonymise(
+    clip: bytes, wave: Wave, config: AnonymiseConfig, secret: bytes | None = None
+) -> Anonymised:
     """Anonymise the sound of one clip.
 
     Args:
         clip: id of the clip, 16 bytes.
         wave: (S,) float32 at 16 kHz; (0,) for none.
         config: what to do.
+        secret: see `vlmae.handoff.secret.read_secret`; `shift` alone needs one.
+
+    Raises:
+        ValueError: `shift` without a secret.
     """
     if config.method == "none" or len(wave) == 0:
         return Anonymised(wave, config.method)
     if config.method == "shift":
-        semitones, alpha = _drawn(clip, config)
+        if not secret:
+            raise ValueError(
+                "anonymise.method=shift without a secret: anybody with the clip's id could compute "
+                "the shift; give that of `read_secret`"
+            )
+        semitones, alpha = _drawn(clip, config, secret)
         moved = bend_formants(shift_pitch(wave, semitones), alpha)
         parameters = {"semitones": semitones, "formants": alpha}
         return Anonymised(moved, "shift", parameters, len(wave) / SAMPLE_RATE)
@@ -105,11 +117,12 @@ def anonymise(clip: bytes, wave: Wave, config: AnonymiseConfig) -> Anonymised:
     )
 
 
-def _drawn(clip: bytes, config: AnonymiseConfig) -> tuple[float, float]:
+def _drawn(clip: bytes, config: AnonymiseConfig, secret: bytes) -> tuple[float, float]:
     """Semitones with their sign, and McAdams' coefficient, of a clip."""
-    ids = from_bytes([clip])
+    ids, key = from_bytes([clip]), secret.hex()
     sign, size, bend = (
-        float(uniform(ids, "anonymise", config.seed, name)[0]) for name in ("sign", "size", "bend")
+        float(uniform(ids, "anonymise", key, config.seed, name)[0])
+        for name in ("sign", "size", "bend")
     )
     semitones = config.semitones[0] + (config.semitones[1] - config.semitones[0]) * size
     alpha = config.formants[0] + (config.formants[1] - config.formants[0]) * bend

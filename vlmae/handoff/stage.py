@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lsb import ids as sample_ids
-from lsb.artifact import Counts, Part, Stage, canonical, run_stage
+from lsb.artifact import Counts, Part, Stage, canonical, fingerprint, run_stage
 from lsb.ids import IdArray
 from vlmae.data.decode import DecodePolicy, decode_sample
 from vlmae.data.index import read_index
 from vlmae.data.ranges import RangeReader, tar_members
 from vlmae.handoff.anonymise import AnonymiseConfig, anonymise
 from vlmae.handoff.pictures import contact_sheet, mel, waveform
+from vlmae.handoff.secret import read_secret
 from vlmae.handoff.video import clip_video
 from vlmae.handoff.voice import SAMPLE_RATE
 
@@ -92,7 +93,7 @@ def hand_off_media(
         storage_options: of fsspec, for shards that lie elsewhere.
 
     Raises:
-        ValueError: a clip is not in the data set.
+        ValueError: a clip is not in the data set, or the secret of voices cannot be read.
         BadClipError: a clip cannot be decoded.
     """
     index = read_index(data)
@@ -106,10 +107,13 @@ def hand_off_media(
             f"{len(absent)} of {len(wanted)} clips are not in the data set {data.path.name}, first "
             f"{absent[0].hex()}: use the data of the run that chose them"
         )
+    secret = read_secret(root) if config.anonymise.method == "shift" else None
+    # Its hash, which tells nothing of it: other voices are another stage.
+    voices = {"secret": fingerprint(secret.hex())} if secret else {}
     return run_stage(
         root,
         STAGE,
-        config={"media": asdict(config), "clips": [clip.hex() for clip in wanted]},
+        config={"media": asdict(config), "clips": [clip.hex() for clip in wanted], **voices},
         inputs={"data": data.content},
         parts=[
             Part(
@@ -118,7 +122,7 @@ def hand_off_media(
                     *(f"{clip.hex()}{ending}" for ending in ENDINGS.values()),
                     f"{clip.hex()}.parquet",
                 ),
-                partial(_render, data.path, storage_options, rows[clip], config),
+                partial(_render, data.path, storage_options, rows[clip], config, secret),
             )
             for clip in wanted
         ],
@@ -147,6 +151,7 @@ def _render(
     storage_options: Mapping[str, Any] | None,
     row: Mapping[str, Any],
     config: MediaConfig,
+    secret: bytes | None,
     output: Path,
 ) -> Counts:
     """Files of one clip."""
@@ -155,7 +160,7 @@ def _render(
         (record,) = reader.read([row["shard"]], [row["offset"]], [row["size"]])
     members = tar_members(record, key)
     clip = decode_sample(members, key=key, policy=config.policy(), sample_rate=SAMPLE_RATE)
-    sound = anonymise(row["id"], clip.audio, config.anonymise)
+    sound = anonymise(row["id"], clip.audio, config.anonymise, secret)
     made = {
         "video": clip_video(members, clip, sound.wave, config.short_side),
         "contact_sheet": contact_sheet(clip.frames),

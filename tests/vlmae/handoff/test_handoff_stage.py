@@ -16,6 +16,7 @@ from lsb.artifact import Stage, open_stage
 from lsb.ids import sample_id, sample_ids
 from vlmae.data.decode import DecodePolicy, decode_sample
 from vlmae.handoff import AnonymiseConfig, MediaConfig, hand_off_media, media_files, read_rendered
+from vlmae.handoff.secret import FILE
 from vlmae.takedown import take_down
 
 KEYS = ["video", "silent", "images", "sound", "wide"]
@@ -104,6 +105,7 @@ def test_nothing_of_the_metadata_leaves(clips: Stage) -> None:
 
 
 def test_pictures_of_the_sound_are_of_the_anonymised_one(clips: Stage) -> None:
+    (clips.path.parent / FILE).write_text("03" * 32)  # what is drawn moves a sine far enough
     plain = render(clips, "video", "silent")
     shifted = render(clips, "video", "silent", anonymise=AnonymiseConfig("shift"))
     assert plain.path != shifted.path
@@ -122,6 +124,38 @@ def test_pictures_of_the_sound_are_of_the_anonymised_one(clips: Stage) -> None:
     ).audio  # fmt: skip
     spectrum = np.abs(np.fft.rfft(heard[:16_000]))
     assert abs(int(np.argmax(spectrum)) - 440) > 30
+
+
+def test_voices_are_drawn_with_a_secret_that_stays(clips: Stage, tmp_path: Path) -> None:
+    import shutil
+
+    def parameters(stage: Stage) -> str:
+        return str(read_rendered(stage)["parameters"].to_pylist())
+
+    shift = AnonymiseConfig("shift")
+    shifted = render(clips, "video", anonymise=shift)
+    file = clips.path.parent / FILE
+    secret = file.read_bytes()
+    assert file.stat().st_mode & 0o777 == 0o600
+    leaves = [path.read_bytes() for path in shifted.path.iterdir()]
+    assert not [one for one in leaves if secret in one or bytes.fromhex(secret.decode()) in one]
+    # Deleted and made again it has the same bytes, in another run too; the secret is not.
+    shutil.rmtree(shifted.path)
+    again = render(clips, "video", anonymise=shift)
+    assert not again.reused
+    assert again.manifest == shifted.manifest
+    assert file.read_bytes() == secret
+    file.unlink()
+    other = render(clips, "video", anonymise=shift)
+    assert file.read_bytes() != secret
+    assert other.path != shifted.path
+    assert parameters(other) != parameters(again)
+
+
+def test_nothing_but_a_shift_needs_a_secret(clips: Stage) -> None:
+    stage = render(clips, "silent")
+    assert stage.manifest["config"].keys() == {"media", "clips"}
+    assert not (clips.path.parent / FILE).exists()
 
 
 def test_order_and_processes_change_no_byte(clips: Stage, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vlmae.handoff.speech import speech_mask
 from vlmae.handoff.voice import SAMPLE_RATE, Wave, bend_formants, shift_pitch
 
 CLIP = sample_id("clip")
+SECRET = bytes(range(32))
 NOISE = 0.002
 
 
@@ -83,11 +84,12 @@ def test_formants_move_and_the_pitch_stays() -> None:
 def test_every_clip_gets_a_voice_of_its_own_and_keeps_it() -> None:
     config = AnonymiseConfig("shift", seed=3)
     wave = tone(200.0, 0.4)
-    first = anonymise(CLIP, wave, config)
-    assert np.array_equal(first.wave, anonymise(CLIP, wave, config).wave)
+    first = anonymise(CLIP, wave, config, SECRET)
+    assert np.array_equal(first.wave, anonymise(CLIP, wave, config, SECRET).wave)
     assert first.seconds == pytest.approx(0.4)
     drawn = [
-        anonymise(sample_id(f"clip-{number}"), wave, config).parameters for number in range(40)
+        anonymise(sample_id(f"clip-{number}"), wave, config, SECRET).parameters
+        for number in range(40)
     ]
     sizes = [abs(one["semitones"]) for one in drawn]
     assert min(sizes) >= 2
@@ -95,14 +97,26 @@ def test_every_clip_gets_a_voice_of_its_own_and_keeps_it() -> None:
     assert {one["semitones"] > 0 for one in drawn} == {True, False}
     assert all(0.75 <= one["formants"] <= 0.9 for one in drawn)
     assert len({tuple(one.values()) for one in drawn}) == 40
-    other = anonymise(CLIP, wave, AnonymiseConfig("shift", seed=4))
+    other = anonymise(CLIP, wave, AnonymiseConfig("shift", seed=4), SECRET)
     assert other.parameters != first.parameters
+
+
+def test_who_has_the_id_and_the_config_cannot_compute_the_shift() -> None:
+    config, wave = AnonymiseConfig("shift"), tone(200.0, 0.4)
+    drawn = {
+        tuple(anonymise(CLIP, wave, config, bytes([number] * 32)).parameters.values())
+        for number in range(20)
+    }
+    assert len(drawn) == 20, "it is drawn with the secret"
+    for none in (None, b""):
+        with pytest.raises(ValueError, match="shift without a secret"):
+            anonymise(CLIP, wave, config, none)
 
 
 def test_a_voice_sounds_like_another_one(voices: list[Wave]) -> None:
     config = AnonymiseConfig("shift")
     for number, voice in enumerate(voices[::4]):
-        changed = anonymise(sample_id(f"voice-{number}"), voice, config)
+        changed = anonymise(sample_id(f"voice-{number}"), voice, config, SECRET)
         moved = centroid_hz(changed.wave) / centroid_hz(voice)
         assert abs(np.log2(moved)) > 0.03, changed.parameters
 
