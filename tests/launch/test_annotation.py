@@ -73,6 +73,28 @@ def test_a_noisy_crowd_answers_twice_and_is_paid(tiny: TinyRun, tmp_path: Path) 
     assert (folder / "runs" / "noisy" / "lsb_lt" / "ledger.sqlite").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_a_crowd_that_is_weighed_by_all_its_answers_changes_no_earlier_round(
+    tiny: TinyRun, tmp_path: Path
+) -> None:
+    pytest.importorskip("crowdkit", reason="no crowd-kit: pip install 'vlmae[crowd]'")
+    folder = tiny.copy_of_shared_stages(tmp_path)
+    overrides = ("experiment=tiny", "arms=[]", "controls=false", "rounds=1", "name=crowd")
+    command = ("-m", "launch.round", *overrides, "oracle=noisy", "ledger=dawid_skene")
+    done = run_python(*command, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    place = folder / "runs" / "crowd" / "lsb_lt" / "ledger.sqlite"
+    before = place.read_bytes()
+    with Ledger.open(place, create=False) as ledger:
+        of_round_1 = [row for row in ledger.adjudications() if row["round"] == 1]
+    # Answers of round 1 tell more of the crowd, and with it of clips that were answered before.
+    assert any({number for _, number in row["evidence"]} == {0} for row in of_round_1)
+    again = run_python(*command, cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert " 0 made, " in again.stdout
+    assert place.read_bytes() == before
+
+
 def answer(question: Question, who: str, **fields: Any) -> dict[str, Any]:
     told = {
         "format": "vlmae-answer-1",
