@@ -18,6 +18,7 @@ from lsb.acquisition.config import AcquisitionConfig
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.annotate import annotation_table
 from lsb.annotate.oracle import Oracle
+from lsb.annotate.simulated import SimulatedAnnotator, SimulatedAnnotators, SimulatedConfig
 from lsb.artifact import Stage, file_sha256, read_json
 from lsb.expand import ExpandConfig
 from lsb.ids import IdArray, from_arrow, sample_ids, texts
@@ -33,7 +34,7 @@ from vlmae.data.token_source import CachedTokens, LiveTokens
 from vlmae.embedding import EmbedConfig, Scoring, embed_fused
 from vlmae.growing.callback import GrowBetweenEpochs
 from vlmae.growing.config import Growing, GrowingConfig
-from vlmae.growing.labels import FromAnnotator, FromLedger
+from vlmae.growing.labels import FromAnnotator, FromAnnotators, FromLedger
 from vlmae.strategy import StrategyConfig
 from vlmae.trainer import TrainConfig
 from vlmae.validation import BEST
@@ -144,6 +145,28 @@ def test_the_ledger_has_the_rounds_and_gets_them_back(
         assert set(texts(labelled["key"])) == new
         place.unlink()
         assert train_in(tmp_path, config=steps(), growing=growing).reused
+
+
+def test_annotators_who_differ_are_merged_before_their_labels_are_trained_on(
+    tmp_path: Path, train_in: TrainIn, labels_of: LabelTable
+) -> None:
+    usual = SimulatedAnnotator(false_positive=0.5, false_negative=0.5, seconds=20.0)
+    config = SimulatedConfig({"ann": usual, "bob": usual, "zoe": usual}, answers_per_clip=2)
+    place = str(tmp_path / "ledger.sqlite")
+    crowd = FromAnnotators(SimulatedAnnotators(labels_of("pool"), config), "truth", place)
+    stage = train_in(tmp_path, config=steps(), growing=Growing(EVERY, ENTROPY, crowd))
+    with Ledger.open(place, create=False) as ledger:
+        known = ledger.training_set().to_pylist()
+        undecided = ledger.queue().num_rows
+        asked = len(ledger.candidacies())
+        costs = ledger.costs()
+    assert undecided
+    assert asked == 6
+    assert sum(row["count"] for row in costs if row["entry"] == "judgements") == 6 * 2 * 2
+    manifest = pq.read_table(stage.path / "training_set.parquet").to_pylist()
+    columns = ("key", "round", "label_relevance", "label_unsafe")
+    grown = [[row[name] for name in columns] for row in manifest if row["round"]]
+    assert grown == [[row.get(name) for name in columns] for row in known]
 
 
 def test_clips_that_are_decoded_as_they_are_needed(
