@@ -4,7 +4,7 @@ For every round of the main arm: labels asked, positives and confident errors fo
 confident errors on test and gold clips, money and hours, and labels (and money) saved against the
 arm `random` at equal R@P. Runs what is not there yet, as `launch.round` and where its `launcher`
 says. Writes account.json and
-account.png into the run's folder and prints one table (docs/account.md).
+account.png into the run's folder and prints two tables (docs/account.md).
 """
 
 from __future__ import annotations

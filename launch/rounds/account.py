@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from launch.rounds.account_report import account_table, draw_account
+from launch.rounds.account_report import account_table, draw_account, errors_table
 from launch.rounds.arms import Arms
 from launch.rounds.found import (
     Item,
@@ -297,5 +297,6 @@ def write_account(arms: Arms, console: Console, assumed: Prices | None = None) -
     write_json(folder / "account.json", found)
     write_bytes(folder / "account.png", draw_account(found))
     console.print(account_table(found))
+    console.print(errors_table(found))
     console.print(f"{folder}/account.json, {folder}/account.png", soft_wrap=True)
     return found

@@ -31,32 +31,46 @@ BARS = {
 def account_table(account: Mapping[str, Any]) -> Table:
     """One row a round and task."""
     percent = f"{100 * account['target_precision']:.0f}"
-    columns = (
-        "round", "labels", "cost", "task", "found", "errors", "fixed", "new", "left",
-        f"R@P{percent} 95 %", "saved 95 %",
-    )  # fmt: skip
+    recall = f"R@P{percent} 95 %"
+    columns = ("round", "labels", "cost", "task", "found", recall, "saved 95 %")
     title = f"account of {account['experiment']}, arm {account['arm']} ({account['evidence']})"
     table = number_table(title, *columns, words=("task",))
     for entry in account["rounds"]:
         cost = entry["cost"]
         for index, (task, found) in enumerate(entry["found"].items()):
-            change = entry["test"][task] if entry["test"] else {}
             table.add_row(
                 str(entry["round"]) if index == 0 else "",
                 str(entry["labels"]) if index == 0 else "",
                 ("-" if cost is None else f"{cost['all_money']:.2f}") if index == 0 else "",
                 task,
                 str(found["positives"]),
-                _count(found["confident_errors"]),
-                *(_count(change.get(name)) for name in ("fixed", "new", "after")),
                 percentage_interval(entry["recall"][task]),
                 saved_labels(entry["saved"], task),
             )
         table.add_section()
     table.caption = (
-        "found: positives among the round's answers; errors: confident errors of the model that "
-        "asked for them; fixed, new, left: confident errors on test clips; cost: money so far; "
-        "saved: labels against random at equal recall, not reached where random never gets there"
+        "found: positives among the round's answers; cost: money so far; saved: labels against "
+        "random at equal recall, not reached where random never gets there"
+    )
+    return table
+
+
+def errors_table(account: Mapping[str, Any]) -> Table:
+    """What was found of confident errors, and what became of those on test clips."""
+    columns = ("round", "task", "found", "fixed", "new", "left")
+    table = number_table("confident errors", *columns, words=("task",))
+    for entry in account["rounds"]:
+        for index, (task, found) in enumerate(entry["found"].items()):
+            change = entry["test"][task] if entry["test"] else {}
+            table.add_row(
+                str(entry["round"]) if index == 0 else "",
+                task,
+                _count(found["confident_errors"]),
+                *(_count(change.get(name)) for name in ("fixed", "new", "after")),
+            )
+        table.add_section()
+    table.caption = (
+        "found: of the model that asked, among the round's answers; fixed, new, left: on test clips"
     )
     return table
 

@@ -49,6 +49,7 @@ def folder(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_python("-m", "launch.account", "experiment=tiny", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "account of tiny, arm lsb_lt" in done.stdout
+    assert "…" not in done.stdout, "a table is cut"
     return folder
 
 
