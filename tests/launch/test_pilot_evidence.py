@@ -42,14 +42,20 @@ def annotations(keys: list[str], label: int, source: str, labeller: str) -> pa.T
 
 
 def arms_of(config: Settings, *rounds: pa.Table, gold: list[str]) -> Any:
-    """A finished run with these answers of round 0, 1, ..., and gold labels that are all 1."""
+    """A finished run with these answers of round 0, 1, ..., and gold labels that are all 1.
+
+    As people are told to, they are given for clips of a round before the next one is recorded.
+    """
     place = config.folder / config.arm / "ledger.sqlite"
     with Ledger.open(place) as ledger:
         for number, answers in enumerate(rounds):
             record = Round(number, "lsb_lt", f"c{number}", f"s{number}")
             ledger.record_round(record, CHOSEN.empty_table(), answers)
-        known = [{"id": sample_id(key), "key": key, "task": "unsafe", "label": 1} for key in gold]
-        ledger.add_gold(pa.Table.from_pylist(known, schema=GOLD_LABELS))
+            own = sorted(set(gold) & set(answers["key"].to_pylist()))
+            known = [
+                {"id": sample_id(key), "key": key, "task": "unsafe", "label": 1} for key in own
+            ]
+            ledger.add_gold(pa.Table.from_pylist(known, schema=GOLD_LABELS))
     ids = [sample_id(f"gold-{n}") for n in range(4)]
     truth = pa.table(
         {
