@@ -3,8 +3,8 @@
 For every round of the main arm: labels asked, positives and confident errors found, what became of
 confident errors on test and gold clips, money and hours, and labels (and money) saved against the
 arm `random` at equal R@P. Runs what is not there yet, as `launch.round` and where its `launcher`
-says. Writes account.json and
-account.png into the run's folder and prints two tables (docs/account.md).
+says. Writes account.json and account.png into the run's folder and prints two tables
+(docs/account.md).
 """
 
 from __future__ import annotations

@@ -87,6 +87,7 @@ def last_decisions(history: Iterable[Row], through_round: int | None = None) -> 
 def write_decisions(
     connection: sa.Connection,
     history: Sequence[Row],
+    last: Mapping[Item, Row],
     decisions: Mapping[Item, Decision],
     votes: Votes,
     policy: str,
@@ -98,16 +99,16 @@ def write_decisions(
     Args:
         connection: in a writing transaction that holds the ledger's write lock.
         history: what `read_adjudications` reads in it.
+        last: its `last_decisions` through that round.
         decisions: item -> decision.
         votes: that they were made from, none later than `through_round`.
         policy: `MergeConfig.name`.
-        through_round: a recorded round; decisions of later ones are not looked at.
+        through_round: a recorded round.
         time: of the decisions, in UTC.
 
     Returns:
         How many were recorded.
     """
-    last = last_decisions(history, through_round)
     numbers: dict[Item, int] = {}
     for row in history:
         item = (row["clip_id"], row["task"])

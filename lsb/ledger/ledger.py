@@ -326,7 +326,7 @@ class Ledger:
             decided = last_decisions(history, through)
             decisions = decide(votes, known, config, decided)
             recorded = write_decisions(
-                connection, history, decisions, votes, config.name, through, time
+                connection, history, decided, decisions, votes, config.name, through, time
             )
         resolved = sum(decision.label is not None for decision in decisions.values())
         return Adjudicated(len(decisions), resolved, recorded)
