@@ -9,10 +9,13 @@ the files that took longest was under way.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import warm_python
 
 PASSED: set[str] = set()
 SKIPPED: dict[str, str] = {}
@@ -25,6 +28,17 @@ LONGEST = 15
 def bare(node: str) -> str:
     """A node id without parameters and without xdist's group."""
     return node.split("[")[0].split("@")[0]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several processes run tests, start commands from an interpreter that is warm."""
+    if hasattr(config, "workerinput"):
+        sys.executable = os.environ.get(warm_python.VARIABLE, sys.executable)
+        multiprocessing.set_executable(sys.executable)
+    elif config.getoption("numprocesses", None):
+        warm = warm_python.start()
+        os.environ[warm_python.VARIABLE] = str(warm.executable)
+        config.add_cleanup(warm.stop)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

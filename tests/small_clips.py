@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import psutil
+from warm_python import family
 
 RATE = 16_000
 FRAMES = 6
@@ -140,4 +141,4 @@ def wait_for(process: subprocess.Popen[str], file: Path, lines: int) -> None:
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """All processes that a command has started; torchrun's ranks have sessions of their own."""
-    return list(psutil.Process(process.pid).children(recursive=True))
+    return family(process.pid)

@@ -216,6 +216,15 @@ def load_checkpoint(
     )
 
 
+def read_thresholds(path: Path) -> dict[str, float]:
+    """Task -> operating threshold of a checkpoint, without its model.
+
+    Raises:
+        ValueError: not a checkpoint of this version, or damaged.
+    """
+    return dict(_read(path)[0]["thresholds"])
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}: give one that vlmae.train made")

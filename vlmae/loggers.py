@@ -38,10 +38,12 @@ class LoggerConfig:
     Attributes:
         every_steps: between two lines of the log.
         extra: node with `_target_` of a Lightning logger beside the CSV one, or None.
+        written: False writes no log at all, of trainings that nobody looks at one by one.
     """
 
     every_steps: int = 10
     extra: dict[str, Any] | None = None
+    written: bool = True
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:

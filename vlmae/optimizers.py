@@ -104,7 +104,11 @@ def build_optimizer(
     """
     groups = _groups(model, config, tuning, extra)
     if config.name == "adamw":
-        optimizer: Optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS)
+        # One call for all tensors of a group, as torch does it by itself on a GPU alone: the bits
+        # are the same, and on a CPU it takes a small model a third of the time.
+        optimizer: Optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=BETAS, foreach=True
+        )
     else:
         optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     warmup = int(config.warmup * total_steps)

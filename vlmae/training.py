@@ -137,6 +137,11 @@ def train(root: Path, training: Training) -> Stage:
         ValueError: no labelled clip can be decoded, too few for one step, or too many are bad.
     """
     config = training.config
+    if config.profiler is not None and not training.logger.written:
+        raise ValueError(
+            f"trainer.profiler is {config.profiler}, whose report lies beside the logs, and "
+            "logger=none writes none: set logger=csv, or trainer.profiler=null"
+        )
     device_of(config.accelerator, "trainer.accelerator")  # before hours of work, if there is none
     plan = _plan(root, training)
     training, identity = plan.training, plan.identity
@@ -395,7 +400,7 @@ def _fit(root: Path, training: Training, output: Path, identity: str, flag: Stop
 
 def _loggers(training: Training, output: Path) -> list[Logger]:
     """Of the first rank, in a folder named as the stage will be."""
-    if training.logs is None or not training.ranks.first:
+    if training.logs is None or not training.logger.written or not training.ranks.first:
         return []
     name = output.parent.name.split(".")[0]
     settings = {

@@ -137,7 +137,8 @@ class Comparison:
         place = self.place(unit)
         run_folder = RunFolder(self.folder, self.identity)
         with waiting_for_others():  # arms share the first model of a seed, and more
-            rounds = grow(settings, self.shared, run_folder, _silent, place)
+            grown = (settings, self.shared, run_folder, _silent, place)
+            rounds = grow(*grown, measure_all=False)  # the table tells of the last models
             found = self._found(settings, place, rounds)
         told = [{**result_of(one), "found": what} for one, what in zip(rounds, found, strict=True)]
         return {"made_of": made_of, **asdict(unit), "rounds": told}
@@ -167,13 +168,15 @@ class Comparison:
 
 
 def result_of(entry: GrowthRound) -> dict[str, Any]:
-    """What is kept of a round: numbers, and the stage with the predictions of measured clips."""
+    """What is kept of a round: numbers, its model, and of the last round the stage with the
+    predictions of the measured clips."""
     return {
         "round": entry.round,
         "labels": entry.labels,
         "positives": entry.positives,
         "counts": entry.counts,
         "threshold": entry.threshold,
+        "trained": entry.stages["train"][-1].path.name,
         "evaluated": entry.evaluated,
         "seconds": entry.seconds,
     }

@@ -101,4 +101,4 @@ def scored_pool(entry: GrowthRound) -> Store | None:
 
 def operating_threshold(entry: GrowthRound, task: str) -> float:
     """Probability from which the model of a round says "positive"."""
-    return float(entry.metrics[task]["at_threshold"]["threshold"])
+    return float(entry.thresholds[task])

@@ -38,7 +38,7 @@ from lsb.search.faiss_config import FaissConfig
 from lsb.search.faiss_index import build_index, train_index
 from lsb.shortlist.config import UNSCORED
 from lsb.store import Store
-from vlmae.checkpoint import CHECKPOINT, load_checkpoint
+from vlmae.checkpoint import CHECKPOINT, load_checkpoint, read_thresholds
 from vlmae.data.tombstones import without_tombstones
 from vlmae.evaluation import read_metrics
 
@@ -53,11 +53,13 @@ class GrowthRound:
         round: 0 for the first labels.
         labels: labelled clips trained on.
         positives: task -> positive labels among them.
-        metrics: task -> see `vlmae.evaluation.read_metrics`.
+        thresholds: task -> operating threshold of the model.
+        metrics: task -> see `vlmae.evaluation.read_metrics`; empty where it was not measured.
         counts: of the expansion that brought this round's labels; empty for round 0.
         threshold: LT of that expansion, or None.
         seconds: stage -> seconds it cost when it was made.
-        evaluated: directory name of the stage with the predictions of the measured clips.
+        evaluated: directory name of the stage with the predictions of the measured clips; None
+            where it was not measured.
         pseudo: what the model labelled itself, see `PseudoLabelling.label`; None where it may not.
         stages: name -> stages that this round's model was made and used by.
     """
@@ -65,17 +67,24 @@ class GrowthRound:
     round: int
     labels: int
     positives: dict[str, int]
+    thresholds: dict[str, float]
     metrics: dict[str, dict[str, Any]]
     counts: dict[str, int]
     threshold: dict[str, Any] | None
     seconds: dict[str, float]
-    evaluated: str
+    evaluated: str | None
     pseudo: dict[str, Any] | None = None
     stages: dict[str, list[Stage]] = field(default_factory=dict)
 
 
 def grow(
-    settings: Settings, shared: Shared, folder: RunFolder, say: Say, place: Path | None = None
+    settings: Settings,
+    shared: Shared,
+    folder: RunFolder,
+    say: Say,
+    place: Path | None = None,
+    *,
+    measure_all: bool = True,
 ) -> list[GrowthRound]:
     """Run or resume all rounds of `settings.arm`.
 
@@ -85,6 +94,8 @@ def grow(
         folder: of the run.
         say: called with what begins.
         place: folder of the ledger; None for the arm's in the run's folder.
+        measure_all: measure the model of every round on the measured clips, or that of the last
+            round alone; nothing else depends on it.
     """
     path = (place or folder.path / settings.arm) / "ledger.sqlite"
     rounds: list[GrowthRound] = []
@@ -110,17 +121,20 @@ def grow(
             trained = clock.run("train", train)
             if growing is not None:
                 labelled = grown_labels(settings, trained)
-            measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
+            measured = None
+            if measure_all or number == settings.rounds:
+                measured = clock.run("evaluate", partial(evaluate_stage, settings, shared, trained))
             rounds.append(
                 GrowthRound(
                     number,
                     labelled.num_rows,
                     _positives(labelled, settings.tasks),
-                    read_metrics(measured),
+                    read_thresholds(trained.path / CHECKPOINT),
+                    read_metrics(measured) if measured else {},
                     brought.counts if brought else {},
                     brought.threshold if brought else None,
                     clock.seconds,
-                    measured.path.name,
+                    measured.path.name if measured else None,
                     own,
                     clock.stages,
                 )

@@ -79,6 +79,10 @@ def test_the_scoring_budget_is_kept(compared: Path) -> None:
 @pytest.mark.slow
 def test_every_answer_is_scored_by_the_model_that_asked(compared: Path) -> None:
     for name in ("labels.entropy.1", "scoring.proxy.1", "scoring.random.2"):
+        assert [bool(entry["evaluated"]) for entry in unit_of(compared, name)["rounds"]] == [
+            False,
+            True,
+        ]
         first, last = (entry["found"] for entry in unit_of(compared, name)["rounds"])
         assert {task["confident_errors"] for task in first.values()} == {None}
         for task in last.values():
@@ -89,7 +93,7 @@ def test_every_answer_is_scored_by_the_model_that_asked(compared: Path) -> None:
 @pytest.mark.slow
 def test_a_seed_draws_other_first_labels_and_arms_of_a_seed_share_them(compared: Path) -> None:
     first = {
-        name: unit_of(compared, name)["rounds"][0]["evaluated"]
+        name: unit_of(compared, name)["rounds"][0]["trained"]
         for name in ("labels.entropy.1", "scoring.proxy.1", "labels.entropy.2")
     }
     assert first["labels.entropy.1"] == first["scoring.proxy.1"]

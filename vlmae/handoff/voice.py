@@ -16,7 +16,6 @@ import av.filter
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import solve_toeplitz
-from scipy.signal import lfilter
 
 SAMPLE_RATE = 16_000
 FRAME = SAMPLE_RATE // 50
@@ -93,6 +92,8 @@ def bend_formants(wave: Wave, alpha: float) -> Wave:
 
 def _bend(frame: npt.NDArray[np.float64], alpha: float) -> npt.NDArray[np.float64]:
     """One frame with its poles turned."""
+    from scipy.signal import lfilter  # slow to import, for every command that could hand clips off
+
     energy = float(np.dot(frame, frame))
     if energy < 1e-10:
         return frame
