@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+# One more than cores, up to four: tests wait for clusters and servers, and each takes up to 3 GB.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
 BENCH_ARGS ?=
 CHAOS_ARGS ?=
 BENCH_READY := .bench-packages/.ready
@@ -39,7 +41,7 @@ demo: $(READY)  ## the whole round on generated clips: runs/demo/summary.json an
 	@$(BIN)/python -m launch.round experiment=demo
 
 test: $(READY)  ## the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 chaos: $(READY)  ## rounds on a real SLURM to which 20 things happen (docs/slurm.md); needs root
 	@$(BIN)/python tests/cluster/chaos.py $(CHAOS_ARGS)

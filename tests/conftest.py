@@ -23,6 +23,26 @@ TABLES: list[str] = []
 SECONDS: dict[str, float] = {}
 LONGEST = 15
 """Files that are told."""
+FIRST = (
+    "cluster/test_chaos_on_slurm.py",
+    "distributed/test_resume.py",
+    "launch/test_sweep.py",
+    "distributed/test_growing.py",
+    "cluster/test_sweep_on_slurm.py",
+    "launch/test_annotation.py",
+    "launch/test_compare.py",
+    "launch/test_label_studio_round.py",
+    "cluster/test_slurm_tasks.py",
+    "launch/test_compare_by_tasks.py",
+    "launch/test_variants.py",
+    "launch/test_round.py",
+    "cluster/test_train_on_slurm.py",
+    "cluster/test_compare_on_slurm.py",
+    "cluster/test_doctor_on_slurm.py",
+    "distributed/",
+    "launch/",
+)
+"""Files that take long start first, so that none of them is left to one process at the end."""
 
 
 def bare(node: str) -> str:
@@ -39,6 +59,14 @@ def pytest_configure(config: pytest.Config) -> None:
         warm = warm_python.start()
         os.environ[warm_python.VARIABLE] = str(warm.executable)
         config.add_cleanup(warm.stop)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.removeprefix("tests/")
+        return next((i for i, name in enumerate(FIRST) if file.startswith(name)), len(FIRST))
+
+    items.sort(key=place)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

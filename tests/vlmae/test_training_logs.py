@@ -110,3 +110,16 @@ def test_what_cannot_be_is_refused(tmp_path: Path, train_in: TrainIn) -> None:
         LoggerConfig(1, {"project": "x"})
     with pytest.raises(ValueError, match=r"profiler is 'fast'.*simple"):
         TrainConfig(**BASE, profiler="fast")
+
+
+def test_no_logs_change_no_byte_and_have_no_place_for_a_profile(
+    tmp_path: Path, trained: Stage, train_in: TrainIn
+) -> None:
+    nothing = LoggerConfig(written=False)
+    stage = train_in(tmp_path / "a", logs=tmp_path / "logs", logger=nothing)
+    assert stage.content == trained.content
+    assert not (tmp_path / "logs").exists()
+    config = TrainConfig(**BASE, profiler="simple")
+    with pytest.raises(ValueError, match=r"profiler is simple.*logger=none writes none"):
+        train_in(tmp_path / "b", logs=tmp_path / "logs", logger=nothing, config=config)
+    assert not list((tmp_path / "b").glob("**/train-*"))
