@@ -9,6 +9,7 @@ runs/<name>_compare/compare.json: runs/<name> is the folder of the round of that
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,14 +52,14 @@ class CompareConfig:
         scoring_share: share of the pool that protocol "scoring" scores in a round.
         confidence: smallest probability of the wrong class for a confident error found, for all
             arms alike.
-        processes: units at a time, where the command itself runs them.
+        processes: units at a time, where the command itself runs them; None for one a core.
         resamples: of the bootstrap.
     """
 
     protocols: list[str]
     scoring_share: float
     confidence: float
-    processes: int
+    processes: int | None
     resamples: int
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class CompareConfig:
             raise ValueError(
                 f"compare.confidence is {self.confidence}: give a probability in (0, 1)"
             )
-        if self.processes < 1 or self.resamples < 1:
+        if (self.processes is not None and self.processes < 1) or self.resamples < 1:
             raise ValueError(
                 f"compare has processes {self.processes}, resamples {self.resamples}: give at "
                 "least 1 each"
@@ -155,7 +156,8 @@ def _compare(config: DictConfig) -> None:
             folder.path, identity, overrides, chosen.scoring_share, chosen.confidence, shared
         )
         if launcher is None:
-            finished = run_units(comparison, units, min(chosen.processes, len(units)))
+            at_once = chosen.processes or len(os.sched_getaffinity(0))
+            finished = run_units(comparison, units, min(at_once, len(units)))
         else:
             if any(one.startswith("compare.processes=") for one in given):
                 console.log(

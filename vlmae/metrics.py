@@ -213,6 +213,19 @@ def percentile_interval(means: FloatArray, level: float = 0.95) -> Interval:
     return Interval(value, float(low), float(high))
 
 
+def mean_over_seeds(values_S: Sequence[float], resamples: int, seed: int) -> Interval:
+    """Mean of one number a seed, e.g. a count, and its percentile interval over seeds alone.
+
+    Args:
+        values_S: (S,) of each seed.
+        resamples: how often S seeds are drawn with replacement.
+        seed: of the draws.
+    """
+    values = np.asarray(values_S, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return percentile_interval(np.append(values.mean(), values[drawn].mean(axis=1)))
+
+
 def choose_threshold(scores: FloatArray, labels: BoolArray, target: float) -> float:
     """The score cut of most recall among those of precision `target` on validation data.
 

@@ -17,11 +17,17 @@ from rich.table import Table
 
 from lsb import ids as sample_ids
 from lsb.labelled import LABEL, PROBABILITY
-from vlmae.metrics import metric_means, percentage_interval, percentile_interval
+from vlmae.metrics import (
+    mean_over_seeds,
+    metric_means,
+    percentage_interval,
+    percentile_interval,
+)
 
 METRICS = {"recall_at_p80": "recall_at_precision", "average_precision": "average_precision"}
 EVERYONE = "all"
 SEEN, UNSEEN = "seen", "unseen"
+ERRORS = "confident errors"
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -95,6 +101,7 @@ def summarise_comparison(
             "scored": _mean(
                 [sum(one["counts"].get("scored", 0) for one in unit["rounds"]) for unit in units]
             ),
+            "found": _found(units, tasks, measure),
             "cells": {},
         }
         for cell in cells:
@@ -126,6 +133,20 @@ def summarise_comparison(
         "claims": _claims(cells[0], drawn),
         "target_precision": measure.target,
         "resamples": measure.resamples,
+    }
+
+
+def _found(
+    units: Sequence[Mapping[str, Any]], tasks: Sequence[str], measure: Measure
+) -> dict[str, Any]:
+    """Intervals over seeds of what asking has found: positives of each task, confident errors."""
+    by_seed: dict[str, list[float]] = {
+        task: [unit["rounds"][-1]["positives"][task] for unit in units] for task in tasks
+    }
+    by_seed[ERRORS] = [_confident_errors(unit) for unit in units]
+    return {
+        name: mean_over_seeds(values, measure.resamples, measure.seed).as_dict()
+        for name, values in by_seed.items()
     }
 
 
@@ -221,7 +242,7 @@ TITLES = {
 
 
 def print_comparison(summary: Mapping[str, Any], console: Console) -> None:
-    """Two tables a protocol, the winners, and the claims."""
+    """Three tables a protocol, the winners, and the claims."""
     percent = f"{100 * summary['target_precision']:.0f}"
     for protocol, arms in summary["arms"].items():
         labels = sorted({f"{entry['labels']:.0f}" for entry in arms.values()})
@@ -229,6 +250,7 @@ def print_comparison(summary: Mapping[str, Any], console: Console) -> None:
         console.print(f"{TITLES[protocol]}; {'/'.join(labels)} labels, {seeds} seeds")
         console.print(_metric_table(summary, arms, "recall_at_p80", f"R@P{percent}"))
         console.print(_metric_table(summary, arms, "average_precision", "AP"))
+        console.print(_found_table(arms))
         console.print(_winner_line(summary["winners"][protocol], percent) + "\n", soft_wrap=True)
     for claim, interval in summary["claims"].items():
         if interval is not None:
@@ -258,6 +280,26 @@ def _metric_table(
         cells = (percentage_interval(entry["cells"][cell][metric]) for cell in summary["cells"])
         numbers = (f"{entry['scored']:.0f}", found, f"{entry['confident_errors']:.0f}")
         table.add_row(arm, *numbers, *cells)
+    return table
+
+
+def _found_table(arms: Mapping[str, Any]) -> Table:
+    """What asking found, with intervals over seeds; arms by falling positives of the first task."""
+    table = Table(
+        title="labels that are positive, and confident errors found; 95 % intervals over seeds",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+    )
+    table.add_column("arm", no_wrap=True)
+    names = list(next(iter(arms.values()))["found"])
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm, entry in sorted(arms.items(), key=lambda item: -item[1]["found"][names[0]]["value"]):
+        intervals = (entry["found"][name] for name in names)
+        cells = (f"{one['value']:.0f} [{one['low']:.0f},{one['high']:.0f}]" for one in intervals)
+        table.add_row(arm, *cells)
     return table
 
 

@@ -83,6 +83,16 @@ def test_counts_are_means_over_seeds_and_scored_clips_sums_over_rounds(summary: 
     assert entry["confident_errors"] == np.mean([2 * 6, 2 * 7])
 
 
+def test_what_was_found_has_intervals_over_seeds(summary: Any) -> None:
+    found = summary[0]["arms"]["scoring"]["lsb_lt"]["found"]
+    assert found == {
+        "policy": {"value": 41.5, "low": 41.0, "high": 42.0},  # of two seeds, both or either
+        "confident errors": {"value": 13.0, "low": 12.0, "high": 14.0},
+    }
+    row = next(line for line in printed(summary[0]).splitlines() if "13 [12,14]" in line)
+    assert "42 [41,42]" in row
+
+
 def test_the_winner_is_named_with_a_paired_interval(summary: Any) -> None:
     made, _ = summary
     winner = made["winners"]["scoring"]
@@ -125,7 +135,7 @@ def printed(summary: dict[str, Any]) -> str:
 def test_the_tables_fit_eighty_characters_and_the_best_comes_first(summary: Any) -> None:
     text = printed(summary[0])
     tables = [line for line in text.splitlines() if line.startswith((" lsb_lt", " entropy"))]
-    assert len(tables) == 4
+    assert len(tables) == 6
     assert max(map(len, tables)) <= 80
     assert tables[0].startswith(" lsb_lt")
     assert "highest R@P80 on policy, seen: lsb_lt" in text
