@@ -3,7 +3,8 @@
 Makes a synthetic store under runs/bench (parts of 1M rows, one task, ten dropout passes; vectors of
 64 random float16 numbers, a twelfth of a real store's width), and runs every acquisition over it in
 a process of its own: first `pool_order` for the budget, then the whole of `lsb.expand.expand`
-without broadening, near duplicates dropped. Prints seconds and the peak of resident memory, pages
+without broadening, near duplicates dropped; and once with it, around uncertain clips of the pool
+and confident errors, within a fixed LT. Prints seconds and the peak of resident memory, pages
 of mapped files included, and ends with code 1 if a peak reaches 2 GiB. Keeps
 runs/bench/acquisition.json and deletes the store.
 """
@@ -15,6 +16,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from lsb.acquisition.seeds import BroadeningConfig
 from lsb.artifact import Counts, Part, run_stage, write_json
 from lsb.expand import AcquisitionConfig, ExpandConfig, expand
 from lsb.ids import sample_ids
+from lsb.labelled import Labelled
 from lsb.selection import SelectionConfig
 from lsb.store import Store, part_files, write_part
 from lsb.threshold import ThresholdConfig
@@ -42,6 +45,8 @@ LABELLED = 2_000
 LIMIT_MB = 2 * 1024**3 / 1e6
 PACKAGES = ("numpy", "pyarrow", "scipy")
 PROXY = "proxy"
+BROADENED = "entropy, broadened"
+SEEDS_OF_A_KIND = 100
 
 
 def main() -> None:
@@ -60,7 +65,7 @@ def main() -> None:
         console.print(
             f"store of {options.rows:,} rows made in {time.perf_counter() - started:.0f} s"
         )
-        for name in (*ACQUISITIONS, PROXY):
+        for name in (*ACQUISITIONS, PROXY, BROADENED):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 rows.append(pool.apply(measure, (path, name, options.rows, options.budget)))
             console.print(f"{name}: {rows[-1]['peak_mb']:.0f} MB")
@@ -130,7 +135,8 @@ def measure(path: Path, name: str, rows: int, budget: int) -> dict[str, Any]:
         order_s, order_mb = time.perf_counter() - started, peak_mb()
     else:
         passes = PASSES if name in STOCHASTIC else 0
-        config = AcquisitionConfig(name, {"policy": 1.0}, dropout_samples=passes)
+        kind = name.partition(",")[0]
+        config = AcquisitionConfig(kind, {"policy": 1.0}, dropout_samples=passes)
         pool_order(store, config, budget, budget=budget, round=1, exclude=exclude)
         order_s, order_mb = time.perf_counter() - started, peak_mb()
         started = time.perf_counter()
@@ -140,8 +146,17 @@ def measure(path: Path, name: str, rows: int, budget: int) -> dict[str, Any]:
             threshold=ThresholdConfig(mode="none"),
             selection=SelectionConfig(budget, near_duplicate=0.999),
         )
-        chosen = expand(store, None, settings, round=1, exclude=exclude)
+        gold = None
+        if name == BROADENED:
+            gold = gold_clips(store.dimension)
+            settings = replace(
+                settings,
+                broadening=BroadeningConfig(SEEDS_OF_A_KIND, SEEDS_OF_A_KIND),
+                threshold=ThresholdConfig(mode="fixed", value=0.4),
+            )
+        chosen = expand(store, gold, settings, round=1, exclude=exclude)
         expand_s = time.perf_counter() - started
+        assert name != BROADENED or chosen.counts["lookalike"] > budget / 2
         assert chosen.counts["chosen"] == min(budget, rows - chosen.counts["excluded"])
     return {
         "acquisition": name,
@@ -153,6 +168,19 @@ def measure(path: Path, name: str, rows: int, budget: int) -> dict[str, Any]:
         "expand_s": expand_s,
         "peak_mb": peak_mb(),
     }
+
+
+def gold_clips(dimension: int) -> Labelled:
+    """Labelled clips outside the pool, a third of which the model gets confidently wrong."""
+    random = np.random.default_rng(LABELLED)
+    vectors = random.standard_normal((LABELLED, dimension), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    keys = [f"gold-{row}" for row in range(LABELLED)]
+    label = (np.arange(LABELLED) % 3 == 0).astype(np.int8)
+    probability = np.full(LABELLED, 0.02)  # so a positive is a confident error
+    return Labelled(
+        sample_ids(keys), keys, vectors, {"policy": label}, {"policy": probability}, {"policy": 0.5}
+    )
 
 
 def peak_mb() -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import pyarrow as pa
 from lsb.acquisition.broadening_config import POOL_KINDS
 from lsb.acquisition.config import AcquisitionConfig
 from lsb.acquisition.pool_order import pool_order
-from lsb.acquisition.seeds import SEEDS, BroadeningConfig, choose_seeds
+from lsb.acquisition.seeds import SEEDS, BroadeningConfig, choose_seeds, could_be_seeds
 from lsb.acquisition.uncertainty import normalised_weights
 from lsb.carried import CARRIED, carried_clips
 from lsb.decorrelation import fit_decorrelation
@@ -321,25 +322,26 @@ def _search(
 def _seeds(
     store: Store, labelled: Labelled | None, config: ExpandConfig, round: int, exclude: IdArray
 ) -> pa.Table:
-    """Seeds by the config's mix; of the pool only the columns that they read, often none."""
+    """Seeds by the config's mix; the pool is read part by part, and often not at all."""
     broadening, weights = config.broadening, config.acquisition.task_weights
     if not broadening.total:
         return SEEDS.empty_table()
+    chance: dict[str, Any] = {
+        "task_weights": weights,
+        "seed": config.acquisition.seed,
+        "round": round,
+        "exclude": exclude,
+    }
     pool = SEEDS.empty_table().select(["id", "key"])
     if any(broadening.count(kind) for kind in POOL_KINDS):
         columns = ["id", "key"]
         if broadening.entropy:
             columns += [PROBABILITY + task for task in normalised_weights(weights)]
-        pool = store.rows(columns)
-    return choose_seeds(
-        pool,
-        labelled,
-        broadening,
-        task_weights=weights,
-        seed=config.acquisition.seed,
-        round=round,
-        exclude=exclude,
-    )
+        store.require_columns(columns)
+        pool = pa.concat_tables(
+            could_be_seeds(part.read_rows(columns), broadening, **chance) for part in store.parts
+        )
+    return choose_seeds(pool, labelled, broadening, **chance)
 
 
 def _selected(

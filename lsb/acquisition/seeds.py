@@ -8,6 +8,7 @@ and (as a control) random pool clips.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,14 @@ from lsb.ids import ID_TYPE, IdArray, from_arrow, to_arrow
 from lsb.labelled import PROBABILITY, Labelled
 from lsb.order import IndexArray, descending, member
 
-__all__ = ["SEEDS", "BroadeningConfig", "choose_seeds", "hard_seeds", "pool_probabilities"]
+__all__ = [
+    "SEEDS",
+    "BroadeningConfig",
+    "choose_seeds",
+    "could_be_seeds",
+    "hard_seeds",
+    "pool_probabilities",
+]
 
 SEEDS_FIELDS: dict[str, pa.DataType] = {
     "id": ID_TYPE,
@@ -106,6 +114,32 @@ def choose_seeds(
     seeds = seeds.take(by_task)
     order = descending(seeds["weight"].to_numpy(), from_arrow(seeds["id"]))  # stable: task last
     return seeds.take(order).combine_chunks()
+
+
+def could_be_seeds(
+    pool: pa.Table,
+    config: BroadeningConfig,
+    *,
+    task_weights: Mapping[str, float],
+    seed: int,
+    round: int,
+    exclude: IdArray,
+) -> pa.Table:
+    """The rows of a piece of the pool that can be seeds of the whole, a few of each kind.
+
+    Which clip comes first depends on that clip alone, so the best of all are among the best of each
+    piece: `choose_seeds` gives the same with these rows of all pieces as with the whole pool.
+
+    Args:
+        pool: as `choose_seeds` wants it; a piece.
+        config, task_weights, seed, round, exclude: see `choose_seeds`.
+    """
+    of_pool = replace(config, confident_error=0, positive=0, unsure=0)
+    best = choose_seeds(
+        pool, None, of_pool, task_weights=task_weights, seed=seed, round=round, exclude=exclude
+    )
+    kept = member(from_arrow(pool["id"]), np.unique(from_arrow(best["id"])))
+    return pool.take(np.flatnonzero(kept)).combine_chunks()
 
 
 def hard_seeds(labelled: Labelled, task_weights: Mapping[str, float], band: float) -> pa.Table:

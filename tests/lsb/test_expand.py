@@ -3,12 +3,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from growth_world import CONFIG, WORLD
 
-from lsb.acquisition.seeds import BroadeningConfig
+import lsb.expand
+from lsb.acquisition.seeds import BroadeningConfig, could_be_seeds
 from lsb.expand import AcquisitionConfig, ExpandConfig, Expansion, expand
 from lsb.ids import sample_ids
 from lsb.search.exact import SearchConfig
@@ -76,17 +79,17 @@ def test_rows_of_the_pool_are_read_for_seeds_of_the_pool_alone(
     none = {"entropy": 0, "random": 0, "confident_error": 5}
     seeds = BroadeningConfig(**{**none, **mix}, confidence=CONFIG.broadening.confidence)
     store, read = WORLD.store(make_store, parts=3), []
-    rows = Store.rows
 
-    def counted(self: Store, columns: list[str]) -> object:
-        read.append(columns)
-        return rows(self, columns)
+    def counted(piece: pa.Table, *given: Any, **more: Any) -> pa.Table:
+        read.append(piece.num_rows)
+        return could_be_seeds(piece, *given, **more)
 
-    monkeypatch.setattr(Store, "rows", counted)
+    monkeypatch.setattr(lsb.expand, "could_be_seeds", counted)
+    monkeypatch.delattr(Store, "rows")  # the whole pool at once
     found = run(store, dataclasses.replace(CONFIG, broadening=seeds))
     assert found.counts["seeds_confident_error"] == 5
     assert found.seeds.num_rows == 5 + len(mix)
-    assert len(read) == len(mix)
+    assert read == [part.rows for part in store.parts] * len(mix)
 
 
 def test_an_approximate_search_says_what_it_found(make_store: Make, tmp_path: Path) -> None:

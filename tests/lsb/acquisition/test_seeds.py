@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from lsb.acquisition.seeds import SEEDS, BroadeningConfig, choose_seeds, hard_seeds
+from lsb.acquisition.seeds import SEEDS, BroadeningConfig, choose_seeds, could_be_seeds, hard_seeds
 from lsb.ids import sample_ids, to_arrow, to_bytes
 from lsb.labelled import Labelled
 
@@ -58,6 +59,32 @@ def test_entropy_seeds_are_the_most_uncertain_and_name_the_task_that_made_them()
     assert set(seeds["kind"].to_pylist()) == {"entropy"}
     assert seeds["label"].null_count == 4
     assert seeds.schema == SEEDS
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 20])
+def test_a_pool_in_pieces_has_the_seeds_of_the_whole(pieces: int) -> None:
+    random = np.random.default_rng(pieces)
+    table = pool(100)
+    for name in ("probability_x", "probability_y"):  # many ties
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pa.array(random.integers(0, 8, 100) / 8))
+    exclude = sample_ids([f"pool-{row}" for row in range(0, 100, 7)])
+    config = BroadeningConfig(entropy=9, confident_error=2, random=11, positive=1)
+    bounds = np.linspace(0, 100, pieces + 1).astype(int)
+    best = pa.concat_tables(
+        could_be_seeds(
+            table.slice(low, high - low),
+            config,
+            task_weights={"x": 2.0, "y": 1.0},
+            seed=3,
+            round=2,
+            exclude=exclude,
+        )
+        for low, high in pairwise(bounds)
+    )
+    given = {"task_weights": {"x": 2.0, "y": 1.0}, "seed": 3, "round": 2, "exclude": exclude}
+    assert choose(best, config, **given).equals(choose(table, config, **given))
+    assert best.num_rows <= min(pieces * 20, 100 - len(exclude))
 
 
 def test_excluded_clips_are_not_seeds() -> None:
