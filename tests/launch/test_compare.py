@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from tiny_run import run_python
+from warm_python import COLD
 
 from launch.compare import CompareConfig, listed_choices, units_of
 from launch.comparing.units import Unit, unit_settings
@@ -138,7 +139,10 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(compared: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_workers_end_with_the_command_that_is_killed(tmp_path: Path) -> None:
+def test_workers_end_with_the_command_that_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COLD, "1")  # nobody else is to end them
     started = subprocess.Popen(
         [sys.executable, "-m", "launch.compare", *COMPARED],
         cwd=tmp_path,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from warm_python import COLD
 
 from lsb.workers import worker_pool
 
@@ -74,7 +75,10 @@ def test_workers_of_all_pools_are_forked_from_one_server() -> None:
     assert os.getpid() not in parents
 
 
-def test_workers_have_the_imports_of_their_command_and_do_not_outlive_it(tmp_path: Path) -> None:
+def test_workers_have_the_imports_of_their_command_and_do_not_outlive_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COLD, "1")  # nobody else is to end them
     (tmp_path / "command.py").write_text(COMMAND)
     (tmp_path / "work.py").write_text(WORK)
     files = [tmp_path / "a", tmp_path / "b"]

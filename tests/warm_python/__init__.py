@@ -8,6 +8,7 @@ imported by it. What is not safe to be shared is started in the ordinary way, se
 `warm_python.client`. Two servers, so that not all processes hash strings alike.
 """
 
+from warm_python.client import COLD
 from warm_python.start import REAL, SERVERS, VARIABLE, WarmPython, family, start
 
-__all__ = ["REAL", "SERVERS", "VARIABLE", "WarmPython", "family", "start"]
+__all__ = ["COLD", "REAL", "SERVERS", "VARIABLE", "WarmPython", "family", "start"]

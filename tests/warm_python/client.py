@@ -64,6 +64,8 @@ def ask(folder, arguments):
         if server["namespaces"] != namespaces():
             return None
         names = sorted(name for name in os.listdir(folder) if name.endswith(".socket"))
+        if not names:  # it still imports
+            return None
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(f"{folder}/{names[os.urandom(1)[0] % len(names)]}")
     except OSError:

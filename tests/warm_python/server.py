@@ -25,6 +25,7 @@ import tempfile
 import threading
 import traceback
 import types
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,12 @@ def serve(folder: Path, name: str) -> dict[str, Any] | None:
     waiting = selectors.DefaultSelector()
     waiting.register(listener, selectors.EVENT_READ)
     waiting.register(sys.stdin.fileno(), selectors.EVENT_READ)
-    workers: dict[int, tuple[int, int, socket.socket]] = {}  # by descriptor: pid, pidfd, connection
+    workers: dict[int, _Worker] = {}  # by each of its descriptors
     while True:
         for key, _ in waiting.select():
             if key.fd == sys.stdin.fileno():
-                for pid, _, _ in workers.values():
-                    _kill(pid)
+                for worker in workers.values():
+                    _kill(worker.pid)
                 return None
             if key.fileobj is listener:
                 connection, _ = listener.accept()
@@ -92,34 +93,58 @@ def serve(folder: Path, name: str) -> dict[str, Any] | None:
                 client = _peer(connection)
                 pid = os.fork()
                 if pid == 0:
-                    for held in (listener, connection, *(one[2] for one in workers.values())):
+                    for held in (
+                        listener,
+                        connection,
+                        *(one.connection for one in workers.values()),
+                    ):
                         held.close()
-                    for descriptor in {one[1] for one in workers.values()}:
+                    for descriptor in {one.ended for one in workers.values()}:
                         os.close(descriptor)
                     waiting.close()
+                    _write_whole(folder / FORKED / str(client), str(os.getpid()))
                     return {**request, "client": client}
-                (folder / FORKED / str(client)).write_text(str(pid))
                 for descriptor in request["descriptors"]:
                     os.close(descriptor)
-                ended = os.pidfd_open(pid)
-                for descriptor in (ended, connection.fileno()):
-                    workers[descriptor] = (pid, ended, connection)
-                    waiting.register(descriptor, selectors.EVENT_READ)
+                worker = _Worker(pid, os.pidfd_open(pid), connection)
+                for descriptor in worker.descriptors:
+                    workers[descriptor] = worker
+                    waiting.register(descriptor, selectors.EVENT_READ, worker)
                 _tell(connection, pid)
                 continue
-            if key.fd not in workers:  # its other descriptor came first in this turn
+            worker = key.data
+            if workers.get(key.fd) is not worker:  # its other descriptor came first in this turn
                 continue
-            pid, ended, connection = workers[key.fd]
-            if key.fd != ended:  # the client was killed
-                _kill(pid)
-            _, status = os.waitpid(pid, 0)
-            _tell(connection, status)
-            for descriptor in (ended, connection.fileno()):
+            if key.fd != worker.ended:  # the client was killed
+                _kill(worker.pid)
+            _, status = os.waitpid(worker.pid, 0)
+            (folder / FORKED / str(_peer(worker.connection))).unlink(missing_ok=True)
+            _tell(worker.connection, status)
+            for descriptor in worker.descriptors:
                 del workers[descriptor]
                 waiting.unregister(descriptor)
-            (folder / FORKED / str(_peer(connection))).unlink(missing_ok=True)
-            os.close(ended)
-            connection.close()
+            os.close(worker.ended)
+            worker.connection.close()
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A forked process: its id, what is readable when it has ended, and whom to tell."""
+
+    pid: int
+    ended: int
+    connection: socket.socket
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        return self.ended, self.connection.fileno()
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write a small file that nobody sees half of."""
+    hidden = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    hidden.write_text(text)
+    hidden.replace(file)
 
 
 def _peer(connection: socket.socket) -> int:
@@ -177,7 +202,8 @@ def become(request: dict[str, Any]) -> None:
     sys.modules["numpy"].random.seed()  # type: ignore[attr-defined]
     tempfile.tempdir = None
     client = int(request["client"])
-    os.getppid = lambda: _parent_of(client)
+    asked, own = os.getppid, os.getpid()  # what it forks has it for a parent
+    os.getppid = lambda: _parent_of(client) if os.getpid() == own else asked()
     _show_as([request["executable"], *request["arguments"]])
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
     rank_zero = sys.modules["lightning.fabric.utilities.rank_zero"]
@@ -276,10 +302,8 @@ def main() -> None:
     threads = {(task / "comm").read_text().strip() for task in others}
     if threads - FORKED_WELL:
         raise SystemExit(f"imports have started {threads}: a fork would not be safe")
-    (folder / f"{name}.json").write_text(
-        json.dumps({"environment": read_by_imports(os.environ), "namespaces": namespaces()})
-    )
-    (folder / f"{name}.json").replace(folder / "server.json")
+    about = {"environment": read_by_imports(os.environ), "namespaces": namespaces()}
+    _write_whole(folder / "server.json", json.dumps(about))
     gc.collect()
     gc.freeze()
     os.environ.pop(COLD, None)

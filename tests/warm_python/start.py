@@ -56,7 +56,11 @@ class WarmPython:
             assert server.stdin is not None
             server.stdin.close()
         for server in self.servers:
-            server.wait(timeout=60)
+            try:
+                server.wait(timeout=5)
+            except subprocess.TimeoutExpired:  # it still imports
+                server.kill()
+                server.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
