@@ -30,6 +30,7 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.evaluation import EvaluateConfig
 from vlmae.growing.config import GrowingConfig
+from vlmae.growing.settings import with_groups
 from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
 from vlmae.settings import model_config, tower_nodes
@@ -229,6 +230,7 @@ class Settings:
                 f"name is {values['name']!r}: use letters, digits, - and _ only, and not 'stages'"
             )
         acquisition = build("acquisition", AcquisitionConfig, values["acquisition"])
+        acquisition = with_groups(acquisition, values["objective"])
         if not acquisition.task_weights:
             acquisition = replace(acquisition, task_weights=dict.fromkeys(tasks, 1.0))
         untold = sorted(set(acquisition.task_weights) - set(tasks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ STOCHASTIC = ("dropout_variance", "bald")
 """Read dropout passes, which a store holds where they were asked for."""
 DIVERSE = ("core_set", "badge", "typiclust")
 """Compare vectors of a bounded number of candidates."""
+OF_CLASSES = ("entropy", "least_confidence", "margin", *STOCHASTIC)
+"""Score tasks that exclude each other as the classes of one question."""
 ACQUISITIONS = (*SCORED, *STOCHASTIC, *DIVERSE, "random")
 ELSEWHERE = {
     "proxy": "it is fitted on training labels and vectors of a pooled store, which a fused store "
@@ -33,6 +35,9 @@ class AcquisitionConfig:
             `dropout_logit_<task>_<0 ... dropout_samples - 1>`.
         candidates: clips among which "core_set", "badge" and "typiclust" choose: the pool's by
             chance, for "badge" those with the longest gradients. All, if the pool is not larger.
+        groups: group -> two or more tasks that exclude each other (`objective=softmax`). The
+            acquisitions of `OF_CLASSES` score its probabilities together, with the sum of the
+            tasks' weights; `top_score` and `disagreement` score each task by itself.
     """
 
     name: str = "entropy"
@@ -40,6 +45,7 @@ class AcquisitionConfig:
     seed: int = 0
     dropout_samples: int = 0
     candidates: int = 20_000
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name in ELSEWHERE:
@@ -58,6 +64,18 @@ class AcquisitionConfig:
                 f"acquisition.dropout_samples is {self.dropout_samples} but {self.name} reads no "
                 f"passes with dropout: set it to 0, or name one of {', '.join(STOCHASTIC)}"
             )
+        small = [group for group, tasks in self.groups.items() if len(tasks) < 2]
+        if small:
+            raise ValueError(
+                f"acquisition.groups.{small[0]} has {len(self.groups[small[0]])} tasks: give two "
+                "or more that exclude each other"
+            )
+        if self.groups and self.name == "badge":
+            raise ValueError(
+                "acquisition.name is badge, whose gradients are those of binary tasks, and tasks "
+                f"of {', '.join(sorted(self.groups))} exclude each other (objective.groups): use "
+                "another acquisition, or objective=binary"
+            )
         if self.candidates < 1:
             raise ValueError(f"acquisition.candidates is {self.candidates}: give at least 1 clip")
 
@@ -73,4 +91,6 @@ class AcquisitionConfig:
             del values["dropout_samples"]
         if self.name not in DIVERSE:
             del values["candidates"]
+        if not self.groups or self.name not in OF_CLASSES:
+            del values["groups"]
         return values

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, softmax
 
 from lsb.acquisition.badge import badge, gradient_coefficients, gradient_length
-from lsb.acquisition.config import DIVERSE, STOCHASTIC, AcquisitionConfig
+from lsb.acquisition.config import DIVERSE, OF_CLASSES, STOCHASTIC, AcquisitionConfig
 from lsb.acquisition.core_set import k_centre
 from lsb.acquisition.random import random_key, uniform
 from lsb.acquisition.ranking import FloatArray, PoolBlock, PoolRanking, Ranked, rank_pool
@@ -24,10 +24,18 @@ from lsb.acquisition.scores import (
     in_turn,
     least_confidence,
     margin,
+    multiclass_entropy,
+    multiclass_least_confidence,
+    multiclass_margin,
     require_probabilities,
     top_score,
 )
-from lsb.acquisition.stochastic import bald, dropout_variance
+from lsb.acquisition.stochastic import (
+    bald,
+    dropout_variance,
+    multiclass_bald,
+    multiclass_variance,
+)
 from lsb.acquisition.typiclust import typiclust
 from lsb.acquisition.uncertainty import binary_entropy, normalised_weights
 from lsb.ids import IdArray, from_arrow
@@ -48,6 +56,15 @@ OF_PROBABILITY: dict[str, Callable[[FloatArray], FloatArray]] = {
 OF_PASSES: dict[str, Callable[[FloatArray], FloatArray]] = {
     "dropout_variance": dropout_variance,
     "bald": bald,
+}
+OF_CLASS_PROBABILITIES: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "entropy": multiclass_entropy,
+    "least_confidence": multiclass_least_confidence,
+    "margin": multiclass_margin,
+}
+OF_CLASS_PASSES: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "dropout_variance": multiclass_variance,
+    "bald": multiclass_bald,
 }
 
 
@@ -110,7 +127,8 @@ def columns_of(config: AcquisitionConfig) -> list[str]:
     """Columns of the rows that an acquisition reads, beside ids."""
     if config.name in ("random", "core_set", "typiclust"):
         return []
-    tasks = normalised_weights(config.task_weights)
+    shares, groups = _weighed(config)
+    tasks = [*shares, *(task for members, _ in groups for task in members)]
     if config.name in STOCHASTIC:
         passes = range(config.dropout_samples)
         return [_pass_column(task, number) for task in tasks for number in passes]
@@ -122,6 +140,8 @@ def columns_of(config: AcquisitionConfig) -> list[str]:
 def pool_score(block: PoolBlock, config: AcquisitionConfig, round: int) -> FloatArray:
     """What ranks the clips of a block, (n,) float64: the weighted mean over tasks, or chance.
 
+    Tasks that exclude each other are one question, see `AcquisitionConfig.groups`.
+
     For "badge" it is the length of the gradient, for "core_set" and "typiclust" chance: the order
     in which clips become candidates.
 
@@ -132,12 +152,43 @@ def pool_score(block: PoolBlock, config: AcquisitionConfig, round: int) -> Float
         return random_key(block.ids, config.seed, round)
     if config.name in ("core_set", "typiclust"):
         return uniform(block.ids, "candidates", config.seed, round)
-    shares = normalised_weights(config.task_weights)
     if config.name == "badge":
-        return gradient_length(_coefficients(block.ids, block.columns, shares))
-    return in_turn(
-        np.stack([share * _task_score(block, config, task) for task, share in shares.items()])
-    )
+        weights = normalised_weights(config.task_weights)
+        return gradient_length(_coefficients(block.ids, block.columns, weights))
+    shares, groups = _weighed(config)
+    scores = [share * _task_score(block, config, task) for task, share in shares.items()]
+    scores += [share * _class_score(block, config, tasks) for tasks, share in groups]
+    return in_turn(np.stack(scores))
+
+
+def _weighed(
+    config: AcquisitionConfig,
+) -> tuple[dict[str, float], list[tuple[tuple[str, ...], float]]]:
+    """Shares of the tasks that are scored by themselves, and groups with the sums of theirs."""
+    shares = normalised_weights(config.task_weights)
+    if config.name not in OF_CLASSES:
+        return shares, []
+    groups = []
+    for name in sorted(config.groups):
+        members = tuple(config.groups[name])
+        share = sum(shares.pop(task, 0.0) for task in members)
+        if share:
+            groups.append((members, share))
+    return shares, groups
+
+
+def _class_score(block: PoolBlock, config: AcquisitionConfig, tasks: tuple[str, ...]) -> FloatArray:
+    """Of tasks that exclude each other."""
+    if config.name in OF_CLASS_PASSES:
+        logits_SNC = np.stack(
+            [
+                np.stack([block.columns[_pass_column(task, n)] for task in tasks], axis=-1)
+                for n in range(config.dropout_samples)
+            ]
+        )
+        return OF_CLASS_PASSES[config.name](softmax(logits_SNC.astype(np.float64), axis=-1))
+    columns = [_checked(block.ids, block.columns, PROBABILITY + task) for task in tasks]
+    return OF_CLASS_PROBABILITIES[config.name](np.stack(columns, axis=-1))
 
 
 def _task_score(block: PoolBlock, config: AcquisitionConfig, task: str) -> FloatArray:

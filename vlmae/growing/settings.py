@@ -73,8 +73,20 @@ def expand_config(values: Mapping[str, Any]) -> ExpandConfig:
     kinds: dict[str, Any] = dict(EXPAND)
     if "factory" in values["search"]:  # an index is named
         kinds["search"] = FaissConfig
-    groups = [field.name for field in fields(ExpandConfig)]
-    return ExpandConfig(**{name: build(name, kinds[name], values[name]) for name in groups})
+    names = [field.name for field in fields(ExpandConfig)]
+    made = {name: build(name, kinds[name], values[name]) for name in names}
+    made["acquisition"] = with_groups(made["acquisition"], values["objective"])
+    return ExpandConfig(**made)
+
+
+def with_groups(config: AcquisitionConfig, objective: Mapping[str, Any]) -> AcquisitionConfig:
+    """An acquisition that knows which tasks exclude each other.
+
+    Args:
+        config: where it names groups itself, these stay.
+        objective: its config node, which has "groups" where it is `GroupedSoftmax`.
+    """
+    return config if config.groups else replace(config, groups=objective.get("groups") or {})
 
 
 def _labels(config: GrowingConfig, values: Mapping[str, Any], tasks: list[str]) -> LabelSource:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -12,10 +13,24 @@ from lsb.acquisition.config import (
     STOCHASTIC,
     AcquisitionConfig,
 )
-from lsb.acquisition.pool_order import PoolOrder, columns_of, pool_order
+from lsb.acquisition.pool_order import PoolOrder, columns_of, pool_order, pool_score
 from lsb.acquisition.random import random_order
-from lsb.acquisition.scores import disagreement, least_confidence, margin, multilabel
-from lsb.acquisition.stochastic import bald, dropout_variance
+from lsb.acquisition.ranking import PoolBlock
+from lsb.acquisition.scores import (
+    disagreement,
+    least_confidence,
+    margin,
+    multiclass_entropy,
+    multiclass_least_confidence,
+    multiclass_margin,
+    multilabel,
+)
+from lsb.acquisition.stochastic import (
+    bald,
+    dropout_variance,
+    multiclass_bald,
+    multiclass_variance,
+)
 from lsb.acquisition.uncertainty import combined_entropy
 from lsb.ids import sample_ids, to_hex
 from lsb.order import descending
@@ -113,6 +128,57 @@ def test_scores_are_the_weighted_mean_over_tasks(
     found = [score[clip] for clip in order.ids.tolist()]
     assert found == pytest.approx(sorted(found, reverse=True), abs=1e-12)
     assert len(found) == COUNT - 3
+
+
+@pytest.mark.parametrize("name", [*SCORED, *STOCHASTIC])
+def test_tasks_that_exclude_each_other_are_the_classes_of_one_question(
+    make_store: Make, vectors: np.ndarray, name: str
+) -> None:
+    logits = np.random.default_rng(1).normal(size=(PASSES + 1, COUNT, 3)).astype(np.float32)
+    probability = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    values = dict(COLUMNS)
+    for place, task in enumerate("xyz"):
+        for head in ("", "vl_", "audio_"):
+            values[f"{head}probability_{task}"] = probability[0, :, place]
+        for number in range(PASSES):
+            values[f"dropout_logit_{task}_{number}"] = logits[number + 1, :, place]
+    weights = {"x": 1.0, "y": 1.0, "a": 2.0}
+    asked = config_of(name, groups={"topic": ("x", "y", "z")})
+    config = dataclasses.replace(asked, task_weights=weights)
+    passes, alone = probability[1:].astype(float), config_of(name)
+    together = {
+        "entropy": lambda: multiclass_entropy(probability[0]),
+        "least_confidence": lambda: multiclass_least_confidence(probability[0]),
+        "margin": lambda: multiclass_margin(probability[0]),
+        "bald": lambda: multiclass_bald(passes),
+        "dropout_variance": lambda: multiclass_variance(passes),
+    }
+    store = make_store(vectors, KEYS, values, parts=3)
+    found = order_of(store, config, 500).ids
+    if name not in together:  # each by itself
+        ungrouped = dataclasses.replace(alone, task_weights=weights)
+        assert (found == order_of(store, ungrouped, 500).ids).all()
+        return
+    read = {key: column.astype(np.float64) for key, column in values.items()}
+    block = PoolBlock(IDS, read, store.parts[0], 0)
+    binary = pool_score(block, dataclasses.replace(alone, task_weights={"a": 1.0}), 2)
+    score = dict(zip(IDS.tolist(), 0.5 * together[name]() + 0.5 * binary, strict=True))
+    values_in_order = [score[clip] for clip in found.tolist()]
+    assert values_in_order == pytest.approx(sorted(values_in_order, reverse=True), abs=1e-6)
+    assert len(found) == COUNT - 3
+
+
+def test_groups_that_cannot_be_are_refused_and_change_no_identity_where_nothing_reads_them() -> (
+    None
+):
+    with pytest.raises(ValueError, match=r"acquisition.groups.topic has 1 tasks"):
+        config_of("entropy", groups={"topic": ("x",)})
+    with pytest.raises(ValueError, match=r"badge, whose gradients .* tasks of topic exclude"):
+        config_of("badge", groups={"topic": ("x", "y")})
+    grouped = config_of("top_score", groups={"topic": ("x", "y")})
+    assert grouped.identity() == config_of("top_score").identity()
+    assert "groups" not in config_of("entropy").identity()
+    assert "groups" in config_of("entropy", groups={"topic": ("x", "y")}).identity()
 
 
 def test_entropy_and_random_keep_the_order_they_had(make_store: Make, vectors: np.ndarray) -> None:
