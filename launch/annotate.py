@@ -135,13 +135,12 @@ ACTIONS: dict[str, Callable[[Settings, Say], None]] = {
 
 
 def _open(settings: Settings) -> Ledger:
-    path = settings.folder / settings.arm / "ledger.sqlite"
-    if not path.is_file():
+    if not settings.ledger.exists:
         raise ValueError(
-            f"{path} does not exist: run launch.round with the same overrides until it waits for "
-            "people"
+            f"the ledger {settings.ledger.location} does not exist: run launch.round with the same "
+            "overrides until it waits for people"
         )
-    return Ledger.open(path, create=False, migrate=True)
+    return settings.ledger.open(create=False, migrate=True)
 
 
 def _last_round(settings: Settings, ledger: Ledger) -> RoundFolder:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from launch.comparing.table import Measure, print_comparison, summarise_comparison
 from launch.comparing.unit_tasks import run_units_by_tasks
-from launch.comparing.units import PROTOCOLS, Comparison, Unit, run_units
+from launch.comparing.units import PROTOCOLS, Comparison, Unit, run_units, unit_ledger
 from launch.jobs.job import UNITS
 from launch.jobs.launcher_config import COMPARE, SlurmConfig
 from launch.rounds.arms import require_no_arm_override
@@ -141,6 +141,7 @@ def _compare(config: DictConfig) -> None:
     overrides = [one for one in given if not one.startswith("compare.")]
     require_no_arm_override(overrides)
     units = units_of(_CHOICES, settings, chosen)
+    settings.ledgers.require_units()
     if settings.launcher.dry_run:
         _print_plan(config, settings, len(units))
         return
@@ -151,6 +152,8 @@ def _compare(config: DictConfig) -> None:
     listed = [f"{key}={','.join(values)}" for key, values in _CHOICES.items()]
     with launched_run(config, console.log, [*listed, *given]) as launcher:
         folder = RunFolder(settings.folder, identity)
+        for unit in units:  # a server that is not there is told before hours of work
+            unit_ledger(settings.ledgers, folder.path, unit).claim()
         shared = prepare_shared(settings, folder, console.log)
         comparison = Comparison(
             folder.path, identity, overrides, chosen.scoring_share, chosen.confidence, shared

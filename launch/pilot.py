@@ -77,7 +77,7 @@ def measured_annotators(arms: Arms, items: int, last: int) -> list[AnnotatorQual
     """
     settings, folder = arms.settings, arms.folder.path
     people = isinstance(settings.oracle, HandOffConfig)
-    with Ledger.open(folder / settings.arm / "ledger.sqlite", create=False) as ledger:
+    with settings.ledger.open(create=False) as ledger:
         quality = _measured(ledger, last, (SOURCE,) if people else LABELLING)
     if quality or people:
         return quality

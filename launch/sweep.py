@@ -8,7 +8,9 @@ again, the command finds its jobs. Writes runs/<name>/sweep.json.
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +35,7 @@ from launch.sweeping.space import Space, read_space
 from launch.sweeping.table import SWEEP_FILE, Outcome, SweepRecord, sweep_page
 from lsb.console import console
 from lsb.delegation import delegated
+from lsb.ledger import require_no_password
 from vlmae.config import as_dict, build, checked, command
 
 MULTIRUN = ("-m", "--multirun")
@@ -51,6 +54,7 @@ def _sweep(config: DictConfig) -> None:
         raise ValueError(f"name is {name!r}: give the name of one folder in {values['runs']}")
     metric = SweepMetric.parse(chosen.metric)
     run = Path(values["runs"]) / name
+    _require_no_password(space, values)  # before the launch is recorded
     out = console()
     for key in chosen.without_effect:
         out.print(f"warning: {key} has no effect on sweep.sampler={chosen.sampler}")
@@ -75,6 +79,18 @@ def _sweep(config: DictConfig) -> None:
     say(str(run / SWEEP_FILE))
     if errors:
         raise errors[0]
+
+
+def _require_no_password(space: Space, values: Mapping[str, Any]) -> None:
+    """Refuse a password in `growing.ledger`, given once or swept over.
+
+    Raises:
+        ValueError: there is one.
+    """
+    swept = [one.values for one in space.swept if one.key.lstrip("+") == "growing.ledger"]
+    for ledger in (values["growing"].get("ledger"), *itertools.chain(*swept)):
+        if ledger:
+            require_no_password("growing.ledger", str(ledger).strip("\"'"))
 
 
 def _train_grid(

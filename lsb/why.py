@@ -2,8 +2,9 @@
 
 Prints the chain behind it: round, arm, seed, similarity, LT, model and store, then all its labels
 and what was adjudicated from them. If the seed was itself chosen in an earlier round, its chain
-follows, indented. Without --ledger every runs/<experiment>/<arm>/ledger.sqlite below $VLMAE_RUNS
-(or ./runs) is asked, newest first. A ledger is the path of an SQLite file, or a URL:
+follows, indented. Without --ledger the ledger of every arm in runs/<experiment>/<arm>/ below
+$VLMAE_RUNS (or ./runs) is asked, newest first: its ledger.sqlite, or the one that its
+ledger.location names. A ledger is the path of an SQLite file, or a URL:
 postgresql+psycopg://user@host/database.
 """
 
@@ -19,7 +20,7 @@ from rich.tree import Tree
 
 from lsb.annotate.carried import representative_of
 from lsb.console import console
-from lsb.ledger import Ledger, Row
+from lsb.ledger import LOCATION_FILE, Ledger, Row, kept_location
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,9 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ledger", action="append", metavar="PATH or URL", help="may be repeated")
     options = parser.parse_args(arguments)
     runs = Path(os.environ.get("VLMAE_RUNS", "runs"))
-    found = options.ledger or sorted(runs.glob("*/*/ledger.sqlite"), key=_newest_first)
+    found = options.ledger or _of_runs(runs)
     if not found:
-        print(f"no {runs}/*/*/ledger.sqlite: run a round or give --ledger PATH", file=sys.stderr)
+        print(
+            f"no {runs}/*/*/ledger.sqlite nor {LOCATION_FILE} beside it: run a round or give "
+            "--ledger PATH",
+            file=sys.stderr,
+        )
         return 2
     out = console()
     keys: set[str] = set()
@@ -55,6 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
     hint = f"did you mean {', '.join(near)}?" if near else "no key is near it"
     print(f"unknown clip {options.key!r} in {', '.join(asked)}: {hint}", file=sys.stderr)
     return 2
+
+
+def _of_runs(runs: Path) -> list[str | Path]:
+    """Ledgers of all arms, newest first."""
+    files = [*runs.glob("*/*/ledger.sqlite"), *runs.glob(f"*/*/{LOCATION_FILE}")]
+    return [
+        kept_location(file.parent) or file if file.name == LOCATION_FILE else file
+        for file in sorted(files, key=_newest_first)
+    ]
 
 
 def _newest_first(path: Path) -> tuple[float, str]:

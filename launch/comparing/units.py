@@ -3,7 +3,8 @@
 Side by side they are processes of the command, or tasks (`launch.comparing.unit_tasks`).
 
 runs/<name>/run.json                          every stage that the comparison rests on
-runs/<name>/units/<protocol>.<arm>.<seed>/    ledger.sqlite, and unit.json once it is finished
+runs/<name>/units/<protocol>.<arm>.<seed>/    ledger.sqlite (or ledger.location, which says where
+                                              it is), and unit.json once the unit is finished
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from typing import Any
 from launch.jobs.unit_result import UNIT_FILE, read_unit
 from launch.rounds.found import answers_by_round, found_in_round, scored_pool
 from launch.rounds.growth import GrowthRound, grow
+from launch.stages.ledgers import ArmLedger, LedgerConfig
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared
 from launch.stages.shortlist import embed_scored
 from lsb.artifact import fingerprint, waiting_for_others, write_json
 from lsb.ids import from_hex
-from lsb.ledger import Ledger
 from lsb.store import Store
 from lsb.waiting import waited_for
 from lsb.workers import worker_pool
 from vlmae.config import compose_config
 
 LOCK = ".unit.lock"
+UNITS = "units"
 PROTOCOLS = ("labels", "scoring")
 """Equal labels; equal labels and an equal scoring budget (docs/methods.md)."""
 
@@ -72,6 +74,17 @@ def unit_settings(unit: Unit, overrides: Sequence[str], scoring_share: float) ->
     )
 
 
+def unit_ledger(ledgers: LedgerConfig, run: Path, unit: Unit) -> ArmLedger:
+    """Where a unit's labels are.
+
+    Args:
+        ledgers: of the comparison.
+        run: folder of the comparison.
+        unit: of it.
+    """
+    return ledgers.of_arm(run, unit.arm, unit.name, run / UNITS / unit.name)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What all units of a comparison share. Picklable.
@@ -96,7 +109,7 @@ class Comparison:
     @property
     def units(self) -> Path:
         """Folder of the units' folders."""
-        return self.folder / "units"
+        return self.folder / UNITS
 
     def place(self, unit: Unit) -> Path:
         """Folder of a unit."""
@@ -134,17 +147,17 @@ class Comparison:
         return unit_settings(unit, self.overrides, self.scoring_share)
 
     def _run(self, unit: Unit, settings: Settings, made_of: str) -> dict[str, Any]:
-        place = self.place(unit)
+        ledger = unit_ledger(settings.ledgers, self.folder, unit)
         run_folder = RunFolder(self.folder, self.identity)
         with waiting_for_others():  # arms share the first model of a seed, and more
-            grown = (settings, self.shared, run_folder, _silent, place)
+            grown = (settings, self.shared, run_folder, _silent, ledger)
             rounds = grow(*grown, measure_all=False)  # the table tells of the last models
-            found = self._found(settings, place, rounds)
+            found = self._found(settings, ledger, rounds)
         told = [{**result_of(one), "found": what} for one, what in zip(rounds, found, strict=True)]
         return {"made_of": made_of, **asdict(unit), "rounds": told}
 
     def _found(
-        self, settings: Settings, place: Path, rounds: Sequence[GrowthRound]
+        self, settings: Settings, place: ArmLedger, rounds: Sequence[GrowthRound]
     ) -> list[dict[str, dict[str, int | None]]]:
         """Round -> task -> what asking found.
 
@@ -152,7 +165,7 @@ class Comparison:
         That spends no scoring budget, since nothing is chosen by it.
         """
         found = []
-        with Ledger.open(place / "ledger.sqlite", create=False) as ledger:
+        with place.open(create=False) as ledger:
             for number, answers in enumerate(answers_by_round(ledger, len(rounds))):
                 before = rounds[number - 1] if number else None
                 pool = None

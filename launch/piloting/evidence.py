@@ -15,7 +15,7 @@ from launch.rounds.arms import Arms
 from launch.stages.recorded import expansion_of
 from launch.stages.shortlist import THRESHOLD_FILE
 from lsb.artifact import read_json
-from lsb.ledger import AnnotatorQuality, Ledger
+from lsb.ledger import AnnotatorQuality
 from vlmae.metrics import percentage, percentile_interval
 
 Ends = tuple[float, float, float]
@@ -180,7 +180,7 @@ def _refusal(arms: Arms, number: int) -> str:
     # An arm that broadens within a scoring budget sets LT in its shortlist.
     stages = [*made.get("shortlist", ()), *made.get("expand", ())]
     if "expand" not in made:  # the round was taken from the ledger, after a takedown
-        with Ledger.open(arms.folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
+        with settings.ledger.open(create=False) as ledger:
             held = next(one for one in ledger.rounds() if one.round == number)
         stage = expansion_of(settings.stages, held, settings.in_round(number).expand)
         stages = [] if stage is None else [stage]

@@ -158,7 +158,7 @@ def _assumed(prices: Prices | None, answers: Sequence[Mapping[Item, int]]) -> li
 
 
 def _ledger(arms: Arms, arm: str) -> Ledger:
-    return Ledger.open(arms.folder.path / arm / "ledger.sqlite", create=False)
+    return arms.settings.ledgers.of_arm(arms.folder.path, arm).open(create=False)
 
 
 def _changes(

@@ -88,6 +88,8 @@ def run_arms(config: DictConfig, say: Say) -> Arms:
     settings = Settings.from_config(config)
     arms = arm_settings(settings, task_overrides())
     folder = RunFolder(settings.folder, settings.identity)
+    for arm in arms:  # a server that is not there is told before hours of work
+        arm.ledger.claim()
     shared = prepare_shared(settings, folder, say)
     rounds = {arm.arm: grow(arm, shared, folder, say) for arm in arms}
     return Arms(settings, folder, shared, rounds)

@@ -25,7 +25,7 @@ def measure_controls(
     settings: Settings, shared: Shared, folder: RunFolder, last: GrowthRound, say: Say
 ) -> dict[str, dict[str, Any]]:
     """Control -> task -> metrics, every model trained on the labels of the arm's last round."""
-    labelled, gold = final_labels(settings, folder, last)
+    labelled, gold = final_labels(settings, last)
     results = {}
     for name, (trained_on, measured_on) in CONTROLS.items():
         say(f"control: {name}")

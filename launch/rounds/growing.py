@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,13 +24,14 @@ from vlmae.growing.labels import (
 from vlmae.growing.settings import excluded_ids
 
 
-def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | None:
+def growing_in(settings: Settings, shared: Shared, ledger: str) -> Growing | None:
     """What a training needs to grow; None where it does not.
 
     Args:
         settings: of the arm.
         shared: data whose truth the simulated annotator knows.
-        ledger: of the arm; rounds are recorded there unless `growing.ledger` names another.
+        ledger: path or URL of the arm's; rounds are recorded there unless `growing.ledger` names
+            another.
 
     Raises:
         ValueError: the annotators are people, whom a running training cannot wait for; or they are
@@ -42,7 +41,7 @@ def growing_in(settings: Settings, shared: Shared, ledger: Path) -> Growing | No
     config = settings.growing
     if not config.on:
         return None
-    place = config.ledger or str(ledger)
+    place = config.ledger or ledger
     labels: LabelSource
     if config.labels == LEDGER:
         labels = FromLedger(place, settings.merge)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +25,7 @@ from launch.rounds.growing import growing_in, grown_labels
 from launch.stages.clips import first_clips, gold_clips
 from launch.stages.copies import excluded_clips, media_of
 from launch.stages.expansion import expand_stage, read_threshold
+from launch.stages.ledgers import ArmLedger
 from launch.stages.recorded import expansion_of, recorded_round
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
@@ -82,7 +82,7 @@ def grow(
     shared: Shared,
     folder: RunFolder,
     say: Say,
-    place: Path | None = None,
+    ledger_of: ArmLedger | None = None,
     *,
     measure_all: bool = True,
 ) -> list[GrowthRound]:
@@ -93,13 +93,13 @@ def grow(
         shared: data and tokens.
         folder: of the run.
         say: called with what begins.
-        place: folder of the ledger; None for the arm's in the run's folder.
+        ledger_of: where the labels are; None for the arm's of the run.
         measure_all: measure the model of every round on the measured clips, or that of the last
             round alone; nothing else depends on it.
     """
-    path = (place or folder.path / settings.arm) / "ledger.sqlite"
+    place = ledger_of or settings.ledger
     rounds: list[GrowthRound] = []
-    with Ledger.open(path) as ledger:
+    with place.open() as ledger:
         _record_first_labels(settings, shared, ledger)
         gold = _gold(settings, ledger)
         pseudo = PseudoLabelling(settings, shared, ledger)
@@ -116,7 +116,7 @@ def grow(
             model = brought.model if brought else None
             own = pseudo.label(number, labelled, gold, model, clock.run, say)
             used = with_pseudo_labels(settings, ledger, labelled, number)
-            growing = growing_in(settings, shared, path)
+            growing = growing_in(settings, shared, place.location)
             train = partial(train_stage, settings, shared, used, gold, growing)
             trained = clock.run("train", train)
             if growing is not None:
@@ -147,17 +147,14 @@ def grow(
     return rounds
 
 
-def final_labels(
-    settings: Settings, folder: RunFolder, last: GrowthRound
-) -> tuple[pa.Table, pa.Table]:
+def final_labels(settings: Settings, last: GrowthRound) -> tuple[pa.Table, pa.Table]:
     """The training set of the last round and the gold labels.
 
     Args:
         settings: of the arm.
-        folder: of the run, with the arm's ledger.
         last: the last round.
     """
-    with Ledger.open(folder.path / settings.arm / "ledger.sqlite", create=False) as ledger:
+    with settings.ledger.open(create=False) as ledger:
         gold = _gold(settings, ledger)
         if settings.growing.on:
             return grown_labels(settings, last.stages["train"][-1]), gold

@@ -2,7 +2,7 @@
 
     runs/demo/
         run.json              format, version, name, config, stages (directory names)
-        <arm>/ledger.sqlite   labels and provenance of one arm
+        <arm>/ledger.sqlite   labels and provenance of one arm; or ledger.location, where they are
         summary.json          the numbers of the table
         report.png            the same as a plot
 

@@ -14,6 +14,7 @@ from launch.jobs.launcher_config import LauncherConfig, launcher_config
 from launch.stages.annotators import NOT_HASHED as ORACLE_NOT_HASHED
 from launch.stages.annotators import HandOffConfig, OracleConfig, oracle_config
 from launch.stages.data_set import DataSet
+from launch.stages.ledgers import ArmLedger, LedgerConfig
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
@@ -49,6 +50,7 @@ NOT_IDENTITY_OF = {
     "trainer": NOT_HASHED,
     "search": SEARCH_NOT_HASHED,
     "oracle": ORACLE_NOT_HASHED,
+    "ledger": ("location",),
 }
 
 
@@ -137,6 +139,7 @@ class Settings:
         expand: acquisition, seeds, LT, search, selection.
         oracle: who labels, see `launch.stages.annotators`.
         merge: how the answers of several annotators become one label.
+        ledgers: where the labels of each arm are.
         launcher: where stages are made.
         pseudo: when the model may label clips itself.
         growing: when a training grows between its epochs.
@@ -170,6 +173,7 @@ class Settings:
     expand: ExpandConfig
     oracle: OracleConfig
     merge: MergeConfig
+    ledgers: LedgerConfig
     launcher: LauncherConfig
     pseudo: PseudoConfig
     growing: GrowingConfig
@@ -184,6 +188,11 @@ class Settings:
     def folder(self) -> Path:
         """The run's own folder."""
         return self.runs / self.name
+
+    @property
+    def ledger(self) -> ArmLedger:
+        """Where the arm's labels are."""
+        return self.ledgers.of_arm(self.folder, self.arm)
 
     def in_round(self, number: int) -> Settings:
         """The same with the budget of one round, from 1 on."""
@@ -207,7 +216,7 @@ class Settings:
                 f"training that grows make one round of launch.round, and {command} counts by "
                 "rounds; set growing=none and rounds=<n>, which chooses by the same arms, or see "
                 "what a run that grows has asked and spent with python -m lsb.status "
-                f"{self.folder / self.arm / 'ledger.sqlite'}"
+                f"{self.ledger.location}"
             )
 
     @classmethod
@@ -250,6 +259,9 @@ class Settings:
                 "selection.carry_labels is true, but the annotators are people, whose answers come "
                 "when they can: set it to false; copies are dropped all the same"
             )
+        merge = dict(values["ledger"])
+        ledgers = build("ledger", LedgerConfig, {"location": merge.pop("location", None)})
+        ledgers.require_arms([values["arm_name"], *values["arms"]])
         vl, audio = tower_nodes(values)
         return cls(
             name=values["name"],
@@ -284,7 +296,8 @@ class Settings:
                 selection=build("selection", SelectionConfig, values["selection"]),
             ),
             oracle=oracle,
-            merge=build("ledger", MergeConfig, values["ledger"]),
+            merge=build("ledger", MergeConfig, merge),
+            ledgers=ledgers,
             launcher=launcher_config(values["launcher"]),
             pseudo=build("pseudo", PseudoConfig, values["pseudo"]),
             growing=growing,

@@ -8,6 +8,7 @@ database is an SQLite file or a PostgreSQL server.
 
 from lsb.ledger.adjudications import QUEUE
 from lsb.ledger.ledger import Adjudicated, Ledger, Round
+from lsb.ledger.location import LOCATION_FILE, kept_location, require_no_password
 from lsb.ledger.merge import MergeConfig
 from lsb.ledger.quality import AnnotatorQuality
 from lsb.ledger.rows import GOLD_LABELS
@@ -17,6 +18,7 @@ __all__ = [
     "ANNOTATED",
     "GOLD_LABELS",
     "HOURS",
+    "LOCATION_FILE",
     "QUEUE",
     "SCHEMA_VERSION",
     "Adjudicated",
@@ -25,4 +27,6 @@ __all__ = [
     "MergeConfig",
     "Round",
     "Row",
+    "kept_location",
+    "require_no_password",
 ]

@@ -6,6 +6,7 @@ network file systems do not offer; the transaction survives `kill -9` with eithe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,13 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 
+from lsb.ledger.location import shown, url_of
 from lsb.ledger.tables import METADATA, SCHEMA_VERSION, VERSIONS, Row
 
 WAIT_SECONDS = 30
 """How long a writer of an SQLite file waits for another one, and a connection for a server."""
+LONGEST_NAME = 63
+"""Bytes of a PostgreSQL name that count."""
 # One lock for each PostgreSQL database, held until the transaction ends: "lsb" in ASCII.
 _WRITER_LOCK = 0x6C7362
 
@@ -35,7 +39,7 @@ def open_database(location: str | Path, *, create: bool, upgrade: bool) -> sa.En
         ValueError: there is no ledger and `create` is false, it has another version, or the
             database cannot be reached or is none; says what to do.
     """
-    url = _url(location)
+    url = url_of(location)
     if url.get_backend_name() == "sqlite" and url.database:
         path = Path(url.database)
         if not path.is_file() and not create:
@@ -48,8 +52,7 @@ def open_database(location: str | Path, *, create: bool, upgrade: bool) -> sa.En
         engine.dispose()
         cause = str(error.orig).strip().splitlines()[0]
         raise ValueError(
-            f"{name_of(engine)} cannot be read as a ledger ({cause}): give another path or URL, "
-            "and see that a server runs there"
+            f"{name_of(engine)} cannot be read as a ledger ({cause}): {_remedy(cause, url)}"
         ) from error
     except BaseException:
         engine.dispose()
@@ -59,7 +62,7 @@ def open_database(location: str | Path, *, create: bool, upgrade: bool) -> sa.En
 
 def name_of(engine: sa.Engine) -> str:
     """The ledger's name in messages: its URL without the password."""
-    return engine.url.render_as_string(hide_password=True)
+    return shown(engine.url)
 
 
 @contextmanager
@@ -127,23 +130,18 @@ def _given(engine: sa.Engine) -> str:
     return path or name_of(engine)
 
 
-def _url(location: str | Path) -> sa.URL:
-    if not isinstance(location, str) or "://" not in location:
-        return sa.URL.create("sqlite", database=str(location))
-    try:
-        url = sa.make_url(location)
-    except (sa.exc.ArgumentError, ValueError) as error:
-        raise ValueError(
-            "the ledger's URL cannot be read: write postgresql+psycopg://user@host/database"
-        ) from error
-    if url.drivername in ("postgresql", "postgres"):
-        url = url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ValueError(
-            f"a ledger is an SQLite file or a PostgreSQL database, not {url.drivername!r}: give a "
-            "path, or postgresql+psycopg://user@host/database"
+def _remedy(cause: str, url: sa.URL) -> str:
+    """What to do where a database refuses, by what its server says in English."""
+    if f'database "{url.database}" does not exist' in cause:
+        return (
+            "PostgreSQL makes no database by itself: createdb --encoding=UTF8 --template=template0 "
+            f"{url.database}, on its server as a user who may, or give another URL"
         )
-    return url
+    if "no schema has been selected" in cause:
+        return "make the schema that its search_path names with CREATE SCHEMA, or give another URL"
+    if "no password supplied" in cause:
+        return "put the password into ~/.pgpass or the environment variable PGPASSWORD"
+    return "give another path or URL, and see that a server runs there"
 
 
 def _engine(url: sa.URL) -> sa.Engine:
@@ -185,12 +183,35 @@ def _require_version(engine: sa.Engine, create: bool, upgrade: bool) -> None:
         # Somebody else may have done it while this process waited for the lock.
         found = version_of(connection)
         if found is None:
+            if connection.dialect.name == "postgresql":
+                _make_schema(connection)
             METADATA.create_all(connection)
             connection.execute(sa.insert(VERSIONS), [{"version": SCHEMA_VERSION}])
         elif found < SCHEMA_VERSION:
             from lsb.ledger.migrations import migrate  # Alembic, needed once
 
             migrate(connection, found)
+
+
+def _make_schema(connection: sa.Connection) -> None:
+    """Make the schema that the URL names by its search_path, as a file's folder is made.
+
+    Several ledgers of one database, e.g. of all arms of a run, need no set-up then.
+
+    Raises:
+        ValueError: its name is longer than PostgreSQL keeps, so that another may be the same.
+    """
+    asked = sa.select(sa.func.current_schema(), sa.func.current_setting("search_path"))
+    current, path = connection.execute(asked).one()
+    if current is not None or not re.fullmatch(r"[\w.-]+", path):
+        return
+    if len(path.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"the schema {path!r} has a name of more than {LONGEST_NAME} bytes, which PostgreSQL "
+            "cuts off: give a shorter one"
+        )
+    # A search_path is read without regard to case, unless it is quoted.
+    connection.execute(sa.schema.CreateSchema(path.lower(), if_not_exists=True))
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -36,6 +36,7 @@ SMALL = (
 )
 TASKS = ("launcher.tasks=2", "launcher.at_once=1", "launcher.poll_seconds=0.2")
 COMPARE = ("-m", "launch.compare", *SMALL)
+ELSEWHERE = 'ledger.location="ledgers/{name}.{unit}.sqlite"'  # changes no result
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_units_by_tasks_are_those_of_one_process(alone: Path, tmp_path: Path) ->
     for stage in (alone / "runs" / "stages").glob("[ps]*-*"):  # the tokens are made by tasks, too
         shutil.copytree(stage, tmp_path / "runs" / "stages" / stage.name)
     killed = subprocess.Popen(
-        [sys.executable, *COMPARE, *TASKS],
+        [sys.executable, *COMPARE, *TASKS, ELSEWHERE],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -79,14 +80,19 @@ def test_units_by_tasks_are_those_of_one_process(alone: Path, tmp_path: Path) ->
         time.sleep(0.02)
     killed.kill()
     killed.communicate()
-    done = run_python(*COMPARE, *TASKS, cwd=tmp_path)
+    done = run_python(*COMPARE, *TASKS, ELSEWHERE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert table(tmp_path) == table(alone)
+    assert sorted(path.name for path in (tmp_path / "ledgers").iterdir()) == [
+        "tiny_compare.labels.entropy.1.sqlite",
+        "tiny_compare.labels.random.1.sqlite",
+    ]
+    assert not list((tmp_path / "runs").glob("*/*/*/ledger.sqlite"))
     job = units_job(tmp_path)
     assert job.shards == ("labels.random.1", "labels.entropy.1")
     assert [attempt.tasks for attempt in job.attempts()] == [(0, 1), (1,)]
     assert {job.stage for job in jobs_below(jobs)} == {"cache", "compare"}
-    assert sorted(last_launch(jobs)["overrides"]) == sorted([*SMALL, *TASKS])
+    assert sorted(last_launch(jobs)["overrides"]) == sorted([*SMALL, *TASKS, ELSEWHERE])
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def shared_of() -> Any:
 
 def test_who_answers_is_part_of_a_training_that_grows() -> None:
     def hashed(*overrides: str) -> dict[str, Any]:
-        growing = growing_in(settings_of(*overrides), shared_of(), Path("ledger.sqlite"))
+        growing = growing_in(settings_of(*overrides), shared_of(), "ledger.sqlite")
         assert growing is not None
         return growing.hashed()["answers"]
 

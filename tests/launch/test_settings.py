@@ -45,6 +45,12 @@ WRONG = {
     "task.names=[relevance,beauty]": "beauty",
     "pseudo.mode=all": "pseudo.mode is 'all'",
     "+pseudo.foo=1": "pseudo has no key 'foo'",
+    "ledger.location=5": "ledger.location: ",
+    'ledger.location="postgresql://me:secret@db/growth_{arm}"': "ledger.location is .* ~/.pgpass",
+    'ledger.location="growth_{seed}.sqlite"': r"ledger.location has {seed} .*: use {name}, {arm}",
+    "ledger.location=growth.sqlite": r"one ledger for the arms lsb_lt, .* put {arm} into it",
+    "ledger.location=mysql://host/x": "not 'mysql'",
+    '+growing.ledger="postgresql://me@db/growth?password=secret"': "growing.ledger is .*PGPASS",
     "budgets=[5]": r"budgets is \[5\] for 2 rounds",
     "budgets=[5,0]": "give 1 or more",
 }
@@ -53,8 +59,9 @@ WRONG = {
 @pytest.mark.parametrize("override", WRONG)
 def test_wrong_values_name_their_key(override: str) -> None:
     config = compose_config("round", ["experiment=tiny", override])
-    with pytest.raises(ValueError, match=WRONG[override]):
+    with pytest.raises(ValueError, match=WRONG[override]) as refused:
         Settings.from_config(config)
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("override", ["acquisition=entropy", "broadening=lsb", "arm_name=x"])

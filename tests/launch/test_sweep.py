@@ -162,6 +162,8 @@ def test_optuna_chooses_and_another_study_of_the_same_seed_trains_nothing(
         (("fusion=late,nothing",), 1, "point 1 (fusion=nothing)"),
         (("fusion=late,film", "sweep.metric=val/ap/x"), 1, "the tasks are relevance, unsafe"),
         (("fusion=late,film", "growing=every"), 1, "set growing=none"),
+        (("fusion=late,film", "+growing.ledger=postgresql://me:secret@db/x"), 1, "~/.pgpass"),
+        (('+growing.ledger="x.sqlite","postgresql://:secret@db/x"',), 1, "~/.pgpass"),
         (("fusion=late,film", "name=a/b"), 1, "name is 'a/b'"),
         (("fusion=late",), 2, "nothing is swept over"),
         (("fusion=late,film(",), 2, "error: fusion=late,film( "),
@@ -187,3 +189,5 @@ def test_mistakes_are_one_line_before_anything_is_submitted(
     assert len(errors) == 1
     assert told in errors[0]
     assert sweeping.jobs("wrong") == []
+    for launch in (sweeping.folder / "runs" / "wrong").glob("jobs/launches/*.json"):
+        assert "secret" not in launch.read_text()

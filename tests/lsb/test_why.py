@@ -10,7 +10,7 @@ from annotated_ledger import fill as fill_annotated
 
 from lsb.annotate import annotation_table
 from lsb.ids import sample_id
-from lsb.ledger import Ledger, Round
+from lsb.ledger import LOCATION_FILE, Ledger, Round
 from lsb.selection import CHOSEN
 from lsb.why import main
 
@@ -117,6 +117,18 @@ def test_finds_ledgers_newest_first(
     output = capsys.readouterr().out
     assert 0 <= output.index("exp/new/ledger") < output.index("exp/old/ledger")
     assert "exp/other" not in output
+
+
+def test_finds_ledgers_that_are_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMAE_RUNS", str(tmp_path / "runs"))
+    place, arm = tmp_path / "growth.sqlite", tmp_path / "runs" / "exp" / "lsb"
+    fill(place, [("clip", None)])
+    arm.mkdir(parents=True)
+    (arm / LOCATION_FILE).write_text(f"{place}\n")
+    assert main(["clip"]) == 0
+    assert str(place) in capsys.readouterr().out.replace("\n", "")
 
 
 def test_unknown_clip_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

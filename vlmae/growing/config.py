@@ -11,6 +11,7 @@ from lsb.expand import ExpandConfig
 from lsb.expansion_files import identity_of
 from lsb.files import fingerprint
 from lsb.ids import IdArray, to_hex
+from lsb.ledger import require_no_password
 from lsb.search.faiss_config import FaissConfig
 from vlmae.growing.labels import LabelSource
 
@@ -28,8 +29,8 @@ class GrowingConfig:
         budget: clips asked for in each.
         split: which clips may be asked for.
         labels: "oracle" asks the simulated annotator; "ledger" takes what people have answered.
-        ledger: path or URL in which rounds, candidates and labels are recorded; None for the oracle
-            records none.
+        ledger: path or URL, without a password, in which rounds, candidates and labels are
+            recorded; None for the oracle records none.
         truth: table of the oracle's answers, parquet or CSV with `key` and `label_<task>`; None
             where the command knows them.
         exclude: table with `key` of clips that are never asked for, e.g. those of a test; None
@@ -53,6 +54,8 @@ class GrowingConfig:
             )
         if self.labels not in SOURCES:
             raise ValueError(f"growing.labels is {self.labels!r}: use {' or '.join(SOURCES)}")
+        if self.ledger:
+            require_no_password("growing.ledger", self.ledger)
         if self.on and self.labels == LEDGER and not self.ledger:
             raise ValueError(
                 "growing.labels is ledger and growing.ledger is not set: give the path or URL of "
