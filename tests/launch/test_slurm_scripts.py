@@ -193,8 +193,9 @@ def test_a_script_passes_signals_on_and_requeues_only_who_was_stopped(tmp_path: 
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "SEEN": str(seen),
             "CODE": str(code),
+            "SLURM_ARRAY_JOB_ID": "9",
             "SLURM_ARRAY_TASK_ID": "0",
-            "SLURM_JOB_ID": "9",
+            "SLURM_JOB_ID": "9",  # as the array's: "requeue 9" would be of all its tasks
             "SLURM_RESTART_COUNT": str(restarts),
         }
         process = subprocess.Popen(["bash", str(script)], env=environment)
@@ -209,7 +210,7 @@ def test_a_script_passes_signals_on_and_requeues_only_who_was_stopped(tmp_path: 
             process.kill()
 
     assert run(0, 0, signal=False) == (0, ["ready"])
-    assert run(75, 0, signal=True) == (75, ["ready", "told", "requeue 9", "requeue 9"])
+    assert run(75, 0, signal=True) == (75, ["ready", "told", "requeue 9_0", "requeue 9_0"])
     assert run(75, 1, signal=True) == (75, ["ready", "told"])
     assert run(3, 0, signal=True) == (3, ["ready", "told"])
 
