@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from launch import retry
-from launch.jobs.job import SHARDS, Job
+from launch.jobs.executor import JobUntriedError
+from launch.jobs.job import RANKS, SHARDS, Job
 from launch.jobs.launch_record import Asked, record_launch
 from launch.jobs.launcher_config import SlurmConfig
 from launch.slurm import SlurmExecutor, render_script
@@ -230,6 +231,21 @@ def test_variables_of_the_job_around_are_not_handed_on(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     told = run_slurm("sbatch").stdout.splitlines()
     assert [line for line in told if line.startswith(("SLURM_", "SRUN_"))] == ["SLURM_CONF=x"]
+
+
+def test_a_refused_job_says_nothing_about_its_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'QOSMaxSubmitJobPerUserLimit' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    target = tmp_path / "train-1"
+    job = Job.create(
+        tmp_path / "jobs" / "a", stage="train", kind=RANKS, tasks=1, shards=["a"], target=target
+    )
+    with pytest.raises(JobUntriedError, match=r"sbatch refused .*QOSMaxSubmitJobPerUserLimit"):
+        SlurmExecutor(SlurmConfig(name="slurm")).submit(job, [0], "code-1")
 
 
 def test_a_controller_that_is_down_is_told_in_its_own_words(
