@@ -84,6 +84,12 @@ class Trials:
         state = self._optuna.trial.TrialState.RUNNING
         return [trial.number for trial in self._study.trials if trial.state == state]
 
+    @property
+    def any_finished(self) -> bool:
+        """Whether a metric was told of some trial."""
+        complete = self._optuna.trial.TrialState.COMPLETE
+        return any(trial.state == complete for trial in self._study.trials)
+
     def ask(self) -> dict[str, Any]:
         """Parameters of the next trial; `add` makes it one."""
         number = len(self)
@@ -159,7 +165,8 @@ def train_trials(
 
     Raises:
         ValueError: see `Trials`; or labels or data have changed since a trial.
-        JobError: all of a batch failed. They are not told, and trained again by the next command.
+        JobError: all of a batch failed, and no point of the study has finished yet: it may be that
+            none can be trained. They are not told, and trained again by the next command.
         JobUntriedError: some were refused or cancelled, others may be under way. None of the batch
             is told, and the next command goes on with all of it.
     """
@@ -193,7 +200,7 @@ def train_trials(
         untried = [error for error in errors if isinstance(error, JobUntriedError)]
         if untried or (errors and not states <= {FINISHED, FAILED}):
             raise (untried or errors)[0]
-        if opened and states == {FAILED}:
+        if opened and states == {FAILED} and not trials.any_finished:
             raise errors[0]
         failures += errors
         for point in opened:

@@ -153,3 +153,17 @@ def test_what_runs_or_was_not_tried_is_no_failure(
     assert train(again, space, 4, 4) == [failed]
     assert again.trained == [[0, 1, 2, 3]]
     assert Trials(run, space, CONFIG).open() == []
+
+
+def test_a_point_that_cannot_be_trained_blocks_no_study(tmp_path: Path, space: Space) -> None:
+    run, failed = tmp_path / "a", JobError("task 0 failed")
+    # While nothing has finished it may be that nothing can be trained.
+    with pytest.raises(JobError, match="task 0 failed"):
+        train(Ends(run, ("failed", failed)), space, 3, 1)
+    assert Trials(run, space, CONFIG).open() == [0]
+    mended = Ends(run, ("finished", None), ("failed", failed), ("finished", None))
+    assert train(mended, space, 3, 1) == [failed]
+    assert mended.trained == [[0], [1], [2]]
+    again = Ends(run, ("finished", None))
+    assert train(again, space, 4, 1) == []
+    assert again.trained == [[3]]
