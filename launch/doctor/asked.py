@@ -212,6 +212,7 @@ def visiting(config: SlurmConfig, choice: Choice, limits: Limits) -> SlurmConfig
         config,
         nodes=len(choice.nodes),
         ranks=1,
+        requeues=0,
         options=(*kept, *nodes),
         resources={**config.resources, limits.stage: stage},
     )

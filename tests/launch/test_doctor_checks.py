@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from launch.doctor.asked import check_array, check_settings, check_time, not_answering
+from launch.doctor.asked import (
+    Choice,
+    check_array,
+    check_settings,
+    check_time,
+    not_answering,
+)
+from launch.doctor.examination import Examination
 from launch.doctor.finding import HERE, Finding
 from launch.doctor.folders import (
     check_lock,
@@ -34,6 +41,7 @@ from launch.doctor.question import LOCK, Limits, Place, Question
 from launch.doctor.route import Meeting, no_route, reach, unreached
 from launch.doctor.verdict import CHECKS, blamed, verdicts
 from launch.doctor.within import within
+from launch.jobs.launcher_config import SlurmConfig
 from launch.slurm.partition import Node, Partition, parse_node, seconds_of
 
 
@@ -349,3 +357,18 @@ def test_places_of_a_config(tmp_path: Path) -> None:
     assert found["data.cache"].path == str(Path("~/cache").expanduser())
     assert found["runs"].writes
     assert Path(found["labels"].path).is_absolute()
+
+
+def chosen(*nodes: str, gpus: int = 0) -> Choice:
+    """A choice of all nodes of a partition."""
+    known = tuple(Node(name, "idle", {}, frozenset(), "") for name in nodes)
+    return Choice(Partition("test", known, None, None), nodes, {}, {}, gpus)
+
+
+def test_the_visit_is_not_ended_before_its_time_is_up(tmp_path: Path) -> None:
+    config = SlurmConfig(name="slurm", signal_seconds=300)  # longer than a visit may take
+    examination = Examination({}, config, Limits(), print)
+    script = examination.script(chosen("a", "b"), tmp_path, tmp_path)
+    assert "--time=4" in script
+    assert "--signal" not in script
+    assert '"${SLURM_RESTART_COUNT:-0}" -lt 0 ]' in script  # nor does it come again
