@@ -13,8 +13,11 @@ from filelock import FileLock
 from launch.doctor.asked import (
     Choice,
     check_array,
+    check_asked,
     check_settings,
     check_time,
+    gpus_asked,
+    memory_asked,
     not_answering,
 )
 from launch.doctor.examination import Examination
@@ -372,3 +375,18 @@ def test_the_visit_is_not_ended_before_its_time_is_up(tmp_path: Path) -> None:
     assert "--time=4" in script
     assert "--signal" not in script
     assert '"${SLURM_RESTART_COUNT:-0}" -lt 0 ]' in script  # nor does it come again
+
+
+def test_another_stage_than_the_training_is_asked_for_its_own_alone() -> None:
+    own = {"train": {"gpus": 1, "partition": "gpu"}, "default": {"memory_gb": 10}}
+    config = SlurmConfig(name="slurm", nodes=2, ranks=8, stages=(), resources=own)
+    gpu = {"trainer": {"accelerator": "gpu"}}
+    # One node, without GPUs, is enough for tasks of `prepare`.
+    prepare, train = Limits(stage="prepare"), Limits()
+    assert all(one.fine for one in check_asked(config, chosen("a"), prepare, gpu))
+    told = [one.cause for one in check_asked(config, chosen("a", gpus=8), train, gpu)]
+    assert told == ["", "launcher.nodes is 2, and partition test has 1 that work and fit"]
+    assert (gpus_asked(config, "prepare"), memory_asked(config, "prepare")) == (0, 10)
+    assert (gpus_asked(config, "train"), memory_asked(config, "train")) == (8, 80)
+    forgotten = SlurmConfig(name="slurm", stages=(), resources={"prepare": {"gpus": 1}})
+    assert not all(one.fine for one in check_asked(forgotten, chosen("a", gpus=1), prepare, gpu))
