@@ -34,7 +34,7 @@ def check_settings(gpus_a_node: int, values: Mapping[str, Any]) -> Finding:
         return Finding(
             "settings",
             "trainer=gpu, and the launcher asks for no GPU",
-            "+launcher.resources.train.gpus=1 (of each rank)",
+            "++launcher.resources.train.gpus=1 (of each rank)",
         )
     return Finding("settings")
 
@@ -50,8 +50,8 @@ def check_time(stage: str, asked: str | None, partition: Partition) -> Finding:
             "time limit",
             f"{stage} asks for {asked}, and partition {partition.name} gives at most "
             f"{limit // 3600}:{limit // 60 % 60:02d}:{limit % 60:02d}",
-            f"+launcher.resources.{stage}.time='\"{limit // 60}\"' (minutes; a job that is told to "
-            "stop goes on where it was), or another partition",
+            f"++launcher.resources.{stage}.time='\"{limit // 60}\"' (minutes; a job that is told "
+            "to stop goes on where it was), or another partition",
         )
     return Finding("time limit", told=asked)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import threading
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from filelock import FileLock
@@ -44,8 +46,9 @@ from launch.doctor.question import LOCK, Limits, Place, Question
 from launch.doctor.route import Meeting, no_route, reach, unreached
 from launch.doctor.verdict import CHECKS, blamed, verdicts
 from launch.doctor.within import within
-from launch.jobs.launcher_config import SlurmConfig
+from launch.jobs.launcher_config import SlurmConfig, launcher_config
 from launch.slurm.partition import Node, Partition, parse_node, seconds_of
+from vlmae.config import as_dict, compose_config
 
 
 def question(**changes: object) -> Question:
@@ -390,3 +393,15 @@ def test_another_stage_than_the_training_is_asked_for_its_own_alone() -> None:
     assert (gpus_asked(config, "train"), memory_asked(config, "train")) == (8, 80)
     forgotten = SlurmConfig(name="slurm", stages=(), resources={"prepare": {"gpus": 1}})
     assert not all(one.fine for one in check_asked(forgotten, chosen("a", gpus=1), prepare, gpu))
+
+
+@pytest.mark.parametrize("known", [(), ("gpus=0", 'time="04:00:00"')])
+def test_remedies_can_be_typed_whether_a_preset_has_the_key_or_not(known: tuple[str, ...]) -> None:
+    preset = ["launcher=slurm", *(f"+launcher.resources.train.{key}" for key in known)]
+    gpus = check_settings(0, {"trainer": {"accelerator": "gpu"}})
+    time = check_time("train", "04:00:00", Partition("short", (), 3600, None))
+    typed = [shlex.split(finding.remedy)[0] for finding in (gpus, time)]
+    values = cast(dict[str, Any], as_dict(compose_config("doctor", [*preset, *typed])))
+    asked = launcher_config(values["launcher"])
+    assert isinstance(asked, SlurmConfig)
+    assert (asked.of("train").gpus, asked.of("train").time) == (1, "60")
