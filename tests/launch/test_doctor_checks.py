@@ -6,12 +6,14 @@ import os
 import shlex
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from filelock import FileLock
 
+from launch.doctor import folders
 from launch.doctor.asked import (
     Choice,
     check_array,
@@ -405,3 +407,31 @@ def test_remedies_can_be_typed_whether_a_preset_has_the_key_or_not(known: tuple[
     asked = launcher_config(values["launcher"])
     assert isinstance(asked, SlurmConfig)
     assert (asked.of("train").gpus, asked.of("train").time) == (1, "60")
+
+
+def test_a_listing_of_a_large_folder_ends_with_its_first_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "a/b", "c"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            (tmp_path / folder / f"{number}.txt").write_text("clip")
+    monkeypatch.setattr(folders, "MOST", 5)
+    monkeypatch.setattr(folders, "READ", 2)
+    seen: list[str] = []
+    for of, name in ((os, "scandir"), (Path, "read_bytes")):
+        real = getattr(of, name)
+
+        def tell(path: Path, real: Callable[[Path], Any] = real) -> Any:
+            seen.append(Path(path).name)
+            return real(path)
+
+        monkeypatch.setattr(of, name, tell)
+    found = listing(tmp_path)
+    assert found.startswith("the first 5 files, 20 bytes")
+    assert seen == [tmp_path.name, "a", "0.txt", "1.txt", "b"]
+    (tmp_path / "a" / "2.txt").write_text("clap")  # not read
+    (tmp_path / "c" / "0.txt").unlink()  # behind them
+    assert listing(tmp_path) == found
+    (tmp_path / "a" / "1.txt").write_text("clap")
+    assert listing(tmp_path) != found
