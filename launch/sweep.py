@@ -25,7 +25,7 @@ from launch.jobs.launcher import Launcher
 from launch.jobs.launcher_config import TRAIN, LauncherConfig, SlurmConfig, launcher_config
 from launch.jobs.launcher_lock import only_one
 from launch.stages.launched_run import NO_SCRIPTS, print_script, read_flags
-from launch.stages.run_folder import RunFolder
+from launch.stages.run_folder import RunFolder, run_name
 from launch.sweeping.config import GRID, SweepConfig
 from launch.sweeping.metric import SweepMetric
 from launch.sweeping.optuna import BATCH, train_trials
@@ -49,9 +49,7 @@ def _sweep(config: DictConfig) -> None:
     values = cast(dict[str, Any], as_dict(config))
     chosen = build("sweep", SweepConfig, values["sweep"])
     launcher = launcher_config(values["launcher"])
-    name = checked("name", str, values["name"])
-    if Path(name).name != name:
-        raise ValueError(f"name is {name!r}: give the name of one folder in {values['runs']}")
+    name = run_name(checked("name", str, values["name"]))
     metric = SweepMetric.parse(chosen.metric)
     run = Path(values["runs"]) / name
     _require_no_password(space, values)  # before the launch is recorded

@@ -34,7 +34,7 @@ def check_settings(gpus_a_node: int, values: Mapping[str, Any]) -> Finding:
         return Finding(
             "settings",
             "trainer=gpu, and the launcher asks for no GPU",
-            "+launcher.resources.train.gpus=1 (of each rank)",
+            "++launcher.resources.train.gpus=1 (of each rank)",
         )
     return Finding("settings")
 
@@ -50,8 +50,8 @@ def check_time(stage: str, asked: str | None, partition: Partition) -> Finding:
             "time limit",
             f"{stage} asks for {asked}, and partition {partition.name} gives at most "
             f"{limit // 3600}:{limit // 60 % 60:02d}:{limit % 60:02d}",
-            f"+launcher.resources.{stage}.time='\"{limit // 60}\"' (minutes; a job that is told to "
-            "stop goes on where it was), or another partition",
+            f"++launcher.resources.{stage}.time='\"{limit // 60}\"' (minutes; a job that is told "
+            "to stop goes on where it was), or another partition",
         )
     return Finding("time limit", told=asked)
 
@@ -127,7 +127,7 @@ def choose_nodes(config: SlurmConfig, limits: Limits) -> Choice:
     """
     resources = config.of(limits.stage)
     partition = read_partition(resources.partition)
-    gpus = resources.gpus * (config.ranks if limits.stage == TRAIN else 1)
+    gpus = gpus_asked(config, limits.stage)
     only, never = (_named(config.options, option) for option in (NODELIST, EXCLUDE))
     broken, left, nodes = {}, {}, []
     for node in partition.nodes:
@@ -158,6 +158,20 @@ def not_answering(node: Node) -> Finding:
     )
 
 
+def gpus_asked(config: SlurmConfig, stage: str) -> int:
+    """Of one node, by the ranks of a training or by a task."""
+    return config.of(stage).gpus * _on_a_node(config, stage)
+
+
+def memory_asked(config: SlurmConfig, stage: str) -> float:
+    """Gigabytes of one node, likewise; 0 where it is the cluster that says."""
+    return (config.of(stage).memory_gb or 0.0) * _on_a_node(config, stage)
+
+
+def _on_a_node(config: SlurmConfig, stage: str) -> int:
+    return config.ranks if stage == TRAIN else 1
+
+
 def check_enough(config: SlurmConfig, choice: Choice) -> Finding:
     """Whether a training can get its nodes."""
     busy = sum(1 for node in choice.partition.nodes if node.busy and node.name in choice.left)
@@ -173,11 +187,12 @@ def check_enough(config: SlurmConfig, choice: Choice) -> Finding:
 
 
 def check_asked(
-    config: SlurmConfig, choice: Choice, values: Mapping[str, Any]
+    config: SlurmConfig, choice: Choice, limits: Limits, values: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """All checks of this module."""
-    yield check_settings(choice.gpus, values)
-    yield check_enough(config, choice)
+    yield check_settings(gpus_asked(config, TRAIN), values)
+    if limits.stage == TRAIN:  # another one chooses other nodes
+        yield check_enough(config, choice)
     partitions = {choice.partition.name: choice.partition}
     seen = []
     for stage in config.stages:
@@ -212,6 +227,7 @@ def visiting(config: SlurmConfig, choice: Choice, limits: Limits) -> SlurmConfig
         config,
         nodes=len(choice.nodes),
         ranks=1,
+        requeues=0,
         options=(*kept, *nodes),
         resources={**config.resources, limits.stage: stage},
     )

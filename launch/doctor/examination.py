@@ -12,7 +12,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from launch.doctor.asked import Choice, check_asked, check_settings, choose_nodes, visiting
+from launch.doctor.asked import (
+    Choice,
+    check_asked,
+    check_settings,
+    choose_nodes,
+    memory_asked,
+    visiting,
+)
 from launch.doctor.finding import HERE, Finding
 from launch.doctor.folders import listed, node_file, nonce_file
 from launch.doctor.machine import installed_versions
@@ -97,7 +104,7 @@ class Examination:
         if choice is None:
             return {HERE: [check_settings(self._gpus(choice), self.values)]}
         assert isinstance(self.config, SlurmConfig)
-        return {HERE: list(check_asked(self.config, choice, self.values))}
+        return {HERE: list(check_asked(self.config, choice, self.limits, self.values))}
 
     def _gpus(self, choice: Choice | None) -> int:
         """Of every node; here, one for each rank of a training on GPUs."""
@@ -109,7 +116,7 @@ class Examination:
     def _memory(self) -> float:
         if not isinstance(self.config, SlurmConfig):
             return 0.0
-        return (self.config.of(self.limits.stage).memory_gb or 0.0) * self.config.ranks
+        return memory_asked(self.config, self.limits.stage)
 
     def _places(self) -> tuple[list[Place], list[Finding]]:
         """What nodes are asked for, and what is absent already here."""

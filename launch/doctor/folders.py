@@ -18,8 +18,9 @@ from lsb.artifact import fingerprint, read_json
 
 GB = 1024**3
 SMALL = 2**20
-MOST = 10_000
-"""Entries of a folder that are compared; the hash of all weights is compared when they load."""
+MOST, READ = 2_000, 200
+"""Files of a folder that are compared, and small ones that are read for it: a data set may have
+millions. The hash of all weights is compared when they load."""
 
 
 def located(place: Place) -> Path:
@@ -36,21 +37,34 @@ def located(place: Place) -> Path:
 
 
 def listing(path: Path) -> str:
-    """Names and sizes of what lies there, and what small files hold, in one short line."""
+    """Names and sizes of what lies there first, and what small files hold, in one short line."""
     rows: list[tuple[str, int, str]] = []
+    read = 0
     for file in islice(_files(path), MOST):
-        size = file.stat().st_size
-        held = fingerprint(file.read_bytes().hex()) if size <= SMALL else ""
+        size, held = file.stat().st_size, ""
+        if size <= SMALL and read < READ:
+            held, read = fingerprint(file.read_bytes().hex()), read + 1
         rows.append((str(file.relative_to(path)), size, held))
     total = sum(size for _, size, _ in rows)
-    return f"{len(rows)} files, {total} bytes, {fingerprint(rows)[:8]}"
+    first = "the first " if len(rows) == MOST else ""
+    return f"{first}{len(rows)} files, {total} bytes, {fingerprint(rows)[:8]}"
 
 
 def _files(path: Path) -> Iterator[Path]:
+    """Files below a path in an order that all nodes have; folders are read as they come."""
     if path.is_file():
         yield path
-    else:
-        yield from sorted(file for file in path.rglob("*") if file.is_file())
+        return
+    try:
+        with os.scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except PermissionError:  # lost+found
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(Path(entry.path))
+        elif entry.is_file():
+            yield Path(entry.path)
 
 
 def listed(place: Place) -> Place:

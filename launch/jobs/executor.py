@@ -42,6 +42,10 @@ class JobCancelledError(JobError):
     """Somebody has cancelled it, and with it all that was to follow."""
 
 
+class JobUntriedError(JobError):
+    """Tasks were refused, held or cancelled: it says nothing about what they would have made."""
+
+
 @dataclass(frozen=True)
 class TaskState:
     """What an executor knows of one task.
@@ -87,7 +91,7 @@ class Executor(Protocol):
             after: attempts that have to end well before.
 
         Raises:
-            JobError: they were refused; says why.
+            JobUntriedError: they were refused; says why.
         """
 
     def states(self, job: Job, attempts: Sequence[Attempt]) -> dict[int, TaskState] | None:
@@ -160,6 +164,7 @@ class JobRun:
         Raises:
             JobError: a task failed more often than it may, or was cancelled. All tasks that could
                 be finished are.
+            JobUntriedError: one was refused or cancelled, or cannot start. What runs goes on.
         """
         job, begun = self.job, self._begun
         missing = job.missing()
@@ -206,9 +211,10 @@ class JobRun:
                 ended[task] = 0
             self.executor.submit(job, again, self.code)
         elif failed and not active:
-            raise JobError(_failure(job, failed, cancelled, states, self.remedy))
+            kind = JobUntriedError if cancelled or stuck else JobError
+            raise kind(_failure(job, failed, cancelled, states, self.remedy))
         elif stuck and not active:
-            raise JobError(
+            raise JobUntriedError(
                 f"{job.name}: {job.title(stuck[0])} is held again and again, "
                 f"{states[stuck[0]].reason}: SLURM cannot start it where it tries; python -m "
                 "launch.doctor with the same keys says what is wrong with the nodes, then "

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-from launch.jobs.executor import ENDED, PENDING, RUNNING, JobError, TaskState
+from launch.jobs.executor import ENDED, PENDING, RUNNING, JobError, JobUntriedError, TaskState
 from launch.jobs.job import RANKS, Attempt, Job
 from launch.jobs.launcher_config import SlurmConfig
 from launch.slurm.commands import run_slurm
@@ -66,7 +66,7 @@ class SlurmExecutor:
             done = run_slurm("sbatch", "--parsable", str(file.absolute()))
             if done.returncode:
                 said = " ".join((done.stderr or done.stdout).split())
-                raise JobError(
+                raise JobUntriedError(
                     f"sbatch refused {file}: {said}; mend launcher.resources (python -m "
                     "launch.doctor with the same keys says what), then give the same command again"
                 )

@@ -70,7 +70,8 @@ def render_script(
         f'--output="{log}"',
         "--open-mode=append",
         "--requeue",
-        f"--signal=B:USR2@{config.signal_seconds}",
+        # A visit of nodes has nothing to save, and the signal could come at once: it is short.
+        *([] if kind == NODES else [f"--signal=B:USR2@{config.signal_seconds}"]),
         *_resources(resources, config, kind),
     ]
     if kind not in ONE_JOB:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from lsb.artifact import Stage, fingerprint, read_json, write_json
 
 FORMAT = "vlmae-run"
 VERSION = 1
+STAGES = "stages"
+"""The folder beside those of runs."""
 
 
 class RunFolder:
@@ -74,6 +77,17 @@ class RunFolder:
                 if name not in self._record["stages"]:
                     self._record["stages"].append(name)
                 write_json(self._file, self._record)
+
+
+def run_name(name: str) -> str:
+    """The name of a run, as its folder has it.
+
+    Raises:
+        ValueError: it is none of a folder, or that of the folder of all stages.
+    """
+    if name == STAGES or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"name is {name!r}: use letters, digits, - and _ only, and not {STAGES!r}")
+    return name
 
 
 def read_run(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from launch.stages.annotators import NOT_HASHED as ORACLE_NOT_HASHED
 from launch.stages.annotators import HandOffConfig, OracleConfig, oracle_config
 from launch.stages.data_set import DataSet
 from launch.stages.ledgers import ArmLedger, LedgerConfig
+from launch.stages.run_folder import run_name
 from lsb.acquisition.seeds import BroadeningConfig
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
@@ -234,10 +234,7 @@ class Settings:
         data = DataSet.from_values(values["data"], clips.labels, tasks)
         if values["rounds"] < 0:
             raise ValueError(f"rounds is {values['rounds']}: give 0 or more")
-        if values["name"] == "stages" or not re.fullmatch(r"[A-Za-z0-9_-]+", values["name"]):
-            raise ValueError(
-                f"name is {values['name']!r}: use letters, digits, - and _ only, and not 'stages'"
-            )
+        run_name(values["name"])
         acquisition = build("acquisition", AcquisitionConfig, values["acquisition"])
         acquisition = with_groups(acquisition, values["objective"])
         if not acquisition.task_weights:

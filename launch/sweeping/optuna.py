@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from launch.jobs.executor import JobError
+from launch.jobs.executor import JobError, JobUntriedError
 from launch.stages.run_folder import differences
 from launch.sweeping.config import SweepConfig
 from launch.sweeping.points import Planner, Point
@@ -83,6 +83,12 @@ class Trials:
         """Numbers of the trials that nothing was told of."""
         state = self._optuna.trial.TrialState.RUNNING
         return [trial.number for trial in self._study.trials if trial.state == state]
+
+    @property
+    def any_finished(self) -> bool:
+        """Whether a metric was told of some trial."""
+        complete = self._optuna.trial.TrialState.COMPLETE
+        return any(trial.state == complete for trial in self._study.trials)
 
     def ask(self) -> dict[str, Any]:
         """Parameters of the next trial; `add` makes it one."""
@@ -159,7 +165,10 @@ def train_trials(
 
     Raises:
         ValueError: see `Trials`; or labels or data have changed since a trial.
-        JobError: all of a batch failed. They are not told, and trained again by the next command.
+        JobError: all of a batch failed, and no point of the study has finished yet: it may be that
+            none can be trained. They are not told, and trained again by the next command.
+        JobUntriedError: some were refused or cancelled, others may be under way. None of the batch
+            is told, and the next command goes on with all of it.
     """
     trials = Trials(sweep.run, space, config)
     count, batch = config.trials or TRIALS, config.batch or BATCH
@@ -186,7 +195,12 @@ def train_trials(
         sweep.record(points)
         errors = sweep.train(opened)
         told = {one.number: one for one in sweep.record(points).points}
-        if opened and all(told[point.number].state == FAILED for point in opened):
+        states = {told[point.number].state for point in opened}
+        # All of a batch is told, or none: untold, the next command finds its jobs by its points.
+        untried = [error for error in errors if isinstance(error, JobUntriedError)]
+        if untried or (errors and not states <= {FINISHED, FAILED}):
+            raise (untried or errors)[0]
+        if opened and states == {FAILED} and not trials.any_finished:
             raise errors[0]
         failures += errors
         for point in opened:

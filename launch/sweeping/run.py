@@ -39,7 +39,8 @@ class SweepRun:
         """Train what is not there yet; no point waits for another that fails.
 
         Returns:
-            What was wrong with those that could not be trained.
+            What was wrong with those that could not be trained. A `JobUntriedError` among them says
+            nothing about the points: some were refused or cancelled, and others may be under way.
 
         Raises:
             JobCancelledError: they were cancelled, which says nothing about the points.

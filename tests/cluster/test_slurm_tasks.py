@@ -160,16 +160,24 @@ def test_a_cancelled_job_is_not_started_again(counting: Counting) -> None:
     assert "was cancelled" in err
 
 
-def test_a_job_that_is_told_to_stop_goes_back_into_the_queue(counting: Counting) -> None:
-    hold = counting.order("c.wait")
+def test_a_task_that_is_told_to_stop_goes_back_into_the_queue_alone(counting: Counting) -> None:
+    letters = list({share_of(letter, 3): letter for letter in LETTERS}.values())  # one of each task
+    holds = [counting.order(f"{letter}.wait") for letter in letters]
     process = counting.start(*THREE)
-    id = counting.running("c")
-    counting.cluster.run("scancel", "--batch", "--signal=USR2", id, cwd=counting.folder)
-    until(lambda: counting.cluster.fields(id, "Restarts") == ["1"], "it is requeued")
-    hold.unlink()
+    ids = {letter: counting.running(letter) for letter in letters}
+    fields = counting.cluster.fields
+    # The task that has the array's own id, by which SLURM means all of them.
+    told = next(one for one in letters if len(set(fields(ids[one], "JobId", "ArrayJobId"))) == 1)
+    counting.cluster.run("scancel", "--batch", "--signal=USR2", ids[told], cwd=counting.folder)
+    until(lambda: fields(ids[told], "Restarts") == ["1"], "it is requeued")
+    for hold in holds:
+        hold.unlink()
     code, out, err = ended(process)
     assert code == 0, err
-    assert len(counting.begun("c")) == 2
+    for letter in letters:
+        restarts = int(letter == told)
+        assert fields(ids[letter], "Restarts") == [str(restarts)]
+        assert len(counting.begun(letter)) == 1 + restarts
     assert len(counting.job.attempts()) == 1  # the same job, and no failure
     assert "again" not in out
 

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from filelock import FileLock
 
-from launch.doctor.asked import check_array, check_settings, check_time, not_answering
+from launch.doctor import folders
+from launch.doctor.asked import (
+    Choice,
+    check_array,
+    check_asked,
+    check_settings,
+    check_time,
+    gpus_asked,
+    memory_asked,
+    not_answering,
+)
+from launch.doctor.examination import Examination
 from launch.doctor.finding import HERE, Finding
 from launch.doctor.folders import (
     check_lock,
@@ -34,7 +48,9 @@ from launch.doctor.question import LOCK, Limits, Place, Question
 from launch.doctor.route import Meeting, no_route, reach, unreached
 from launch.doctor.verdict import CHECKS, blamed, verdicts
 from launch.doctor.within import within
+from launch.jobs.launcher_config import SlurmConfig, launcher_config
 from launch.slurm.partition import Node, Partition, parse_node, seconds_of
+from vlmae.config import as_dict, compose_config
 
 
 def question(**changes: object) -> Question:
@@ -349,3 +365,73 @@ def test_places_of_a_config(tmp_path: Path) -> None:
     assert found["data.cache"].path == str(Path("~/cache").expanduser())
     assert found["runs"].writes
     assert Path(found["labels"].path).is_absolute()
+
+
+def chosen(*nodes: str, gpus: int = 0) -> Choice:
+    """A choice of all nodes of a partition."""
+    known = tuple(Node(name, "idle", {}, frozenset(), "") for name in nodes)
+    return Choice(Partition("test", known, None, None), nodes, {}, {}, gpus)
+
+
+def test_the_visit_is_not_ended_before_its_time_is_up(tmp_path: Path) -> None:
+    config = SlurmConfig(name="slurm", signal_seconds=300)  # longer than a visit may take
+    examination = Examination({}, config, Limits(), print)
+    script = examination.script(chosen("a", "b"), tmp_path, tmp_path)
+    assert "--time=4" in script
+    assert "--signal" not in script
+    assert '"${SLURM_RESTART_COUNT:-0}" -lt 0 ]' in script  # nor does it come again
+
+
+def test_another_stage_than_the_training_is_asked_for_its_own_alone() -> None:
+    own = {"train": {"gpus": 1, "partition": "gpu"}, "default": {"memory_gb": 10}}
+    config = SlurmConfig(name="slurm", nodes=2, ranks=8, stages=(), resources=own)
+    gpu = {"trainer": {"accelerator": "gpu"}}
+    # One node, without GPUs, is enough for tasks of `prepare`.
+    prepare, train = Limits(stage="prepare"), Limits()
+    assert all(one.fine for one in check_asked(config, chosen("a"), prepare, gpu))
+    told = [one.cause for one in check_asked(config, chosen("a", gpus=8), train, gpu)]
+    assert told == ["", "launcher.nodes is 2, and partition test has 1 that work and fit"]
+    assert (gpus_asked(config, "prepare"), memory_asked(config, "prepare")) == (0, 10)
+    assert (gpus_asked(config, "train"), memory_asked(config, "train")) == (8, 80)
+    forgotten = SlurmConfig(name="slurm", stages=(), resources={"prepare": {"gpus": 1}})
+    assert not all(one.fine for one in check_asked(forgotten, chosen("a", gpus=1), prepare, gpu))
+
+
+@pytest.mark.parametrize("known", [(), ("gpus=0", 'time="04:00:00"')])
+def test_remedies_can_be_typed_whether_a_preset_has_the_key_or_not(known: tuple[str, ...]) -> None:
+    preset = ["launcher=slurm", *(f"+launcher.resources.train.{key}" for key in known)]
+    gpus = check_settings(0, {"trainer": {"accelerator": "gpu"}})
+    time = check_time("train", "04:00:00", Partition("short", (), 3600, None))
+    typed = [shlex.split(finding.remedy)[0] for finding in (gpus, time)]
+    values = cast(dict[str, Any], as_dict(compose_config("doctor", [*preset, *typed])))
+    asked = launcher_config(values["launcher"])
+    assert isinstance(asked, SlurmConfig)
+    assert (asked.of("train").gpus, asked.of("train").time) == (1, "60")
+
+
+def test_a_listing_of_a_large_folder_ends_with_its_first_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "a/b", "c"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            (tmp_path / folder / f"{number}.txt").write_text("clip")
+    monkeypatch.setattr(folders, "MOST", 5)
+    monkeypatch.setattr(folders, "READ", 2)
+    seen: list[str] = []
+    for of, name in ((os, "scandir"), (Path, "read_bytes")):
+        real = getattr(of, name)
+
+        def tell(path: Path, real: Callable[[Path], Any] = real) -> Any:
+            seen.append(Path(path).name)
+            return real(path)
+
+        monkeypatch.setattr(of, name, tell)
+    found = listing(tmp_path)
+    assert found.startswith("the first 5 files, 20 bytes")
+    assert seen == [tmp_path.name, "a", "0.txt", "1.txt", "b"]
+    (tmp_path / "a" / "2.txt").write_text("clap")  # not read
+    (tmp_path / "c" / "0.txt").unlink()  # behind them
+    assert listing(tmp_path) == found
+    (tmp_path / "a" / "1.txt").write_text("clap")
+    assert listing(tmp_path) != found

@@ -17,6 +17,7 @@ from launch.jobs.executor import (
     JobCancelledError,
     JobError,
     JobRun,
+    JobUntriedError,
     TaskState,
     run_job,
     run_jobs,
@@ -118,14 +119,16 @@ def test_a_failure_is_tried_again_and_then_told(job: Job) -> None:
     job.fail(0, {"attempt": 2, "line": "no space left on device"})
     failed = state(ENDED, "FAILED (NonZeroExitCode)")
     looks = [{}, state(RUNNING), failed, failed, state(RUNNING), failed, failed]
-    with pytest.raises(JobError, match=r"failed: FAILED .*no space left on device.*give it again"):
+    words = r"failed: FAILED .*no space left on device.*give it again"
+    with pytest.raises(JobError, match=words) as told:
         run(job, *looks)
+    assert type(told.value) is JobError
     assert len(job.attempts()) == 2
 
 
 def test_cancelled_tasks_are_not_tried_again(job: Job) -> None:
     ended = state(ENDED, "CANCELLED")
-    with pytest.raises(JobError, match="was cancelled"):
+    with pytest.raises(JobUntriedError, match="was cancelled"):
         run(job, {}, state(RUNNING), ended, ended, retries=5)
     assert len(job.attempts()) == 1
 
@@ -194,7 +197,7 @@ def test_a_job_that_is_always_preempted_ends(job: Job) -> None:
 
 def test_what_is_held_for_ever_is_told(job: Job) -> None:
     held = {0: TaskState(PENDING, "launch failure limit exceeded requeued held", "7", held=True)}
-    with pytest.raises(JobError, match=r"held again and again, .*launch\.doctor"):
+    with pytest.raises(JobUntriedError, match=r"held again and again, .*launch\.doctor"):
         run(job, *[held] * (RELEASES + 1))
     away = {0: TaskState(PENDING, "launch failed requeued held", "away", held=True)}
     executor, said = run(job, *[away] * (3 * RELEASES), state(RUNNING), finish(job))

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from launch import retry
-from launch.jobs.job import SHARDS, Job
+from launch.jobs.executor import JobUntriedError
+from launch.jobs.job import RANKS, SHARDS, Job
 from launch.jobs.launch_record import Asked, record_launch
 from launch.jobs.launcher_config import SlurmConfig
 from launch.slurm import SlurmExecutor, render_script
@@ -193,8 +194,9 @@ def test_a_script_passes_signals_on_and_requeues_only_who_was_stopped(tmp_path: 
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "SEEN": str(seen),
             "CODE": str(code),
+            "SLURM_ARRAY_JOB_ID": "9",
             "SLURM_ARRAY_TASK_ID": "0",
-            "SLURM_JOB_ID": "9",
+            "SLURM_JOB_ID": "9",  # as the array's: "requeue 9" would be of all its tasks
             "SLURM_RESTART_COUNT": str(restarts),
         }
         process = subprocess.Popen(["bash", str(script)], env=environment)
@@ -209,7 +211,7 @@ def test_a_script_passes_signals_on_and_requeues_only_who_was_stopped(tmp_path: 
             process.kill()
 
     assert run(0, 0, signal=False) == (0, ["ready"])
-    assert run(75, 0, signal=True) == (75, ["ready", "told", "requeue 9", "requeue 9"])
+    assert run(75, 0, signal=True) == (75, ["ready", "told", "requeue 9_0", "requeue 9_0"])
     assert run(75, 1, signal=True) == (75, ["ready", "told"])
     assert run(3, 0, signal=True) == (3, ["ready", "told"])
 
@@ -229,6 +231,21 @@ def test_variables_of_the_job_around_are_not_handed_on(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     told = run_slurm("sbatch").stdout.splitlines()
     assert [line for line in told if line.startswith(("SLURM_", "SRUN_"))] == ["SLURM_CONF=x"]
+
+
+def test_a_refused_job_says_nothing_about_its_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'QOSMaxSubmitJobPerUserLimit' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    target = tmp_path / "train-1"
+    job = Job.create(
+        tmp_path / "jobs" / "a", stage="train", kind=RANKS, tasks=1, shards=["a"], target=target
+    )
+    with pytest.raises(JobUntriedError, match=r"sbatch refused .*QOSMaxSubmitJobPerUserLimit"):
+        SlurmExecutor(SlurmConfig(name="slurm")).submit(job, [0], "code-1")
 
 
 def test_a_controller_that_is_down_is_told_in_its_own_words(

@@ -4,7 +4,6 @@
 #SBATCH --output="/data/my runs/demo/jobs/train-3f2a/logs/001-0.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=B:USR2@120
 #SBATCH --time=4
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

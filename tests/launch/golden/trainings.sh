@@ -37,7 +37,7 @@ if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
   # Stopped, not failed: the same job goes on later. A controller that is away is asked again.
   for _ in {1..20}; do
     if [ "$stop" = TERM ]; then break; fi
-    if scontrol requeue "$SLURM_JOB_ID"; then sleep 60; break; fi
+    if scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; then sleep 60; break; fi
     sleep 3
   done
 fi
