@@ -3,12 +3,14 @@
 A run is kept as long as its folder is there, and a stage that vlmae.prepare, cache, embed or train
 was asked for by hand until --forget lets go of it; with both every stage they were made from.
 Nothing is deleted while a process is at work on a stage. Killed stages are kept for the run that
-goes on with them, unless --partial is given. What a killed takedown left is put in order first.
+goes on with them, unless --partial is given. What a killed takedown left is put in order first, and
+what a killed cleaning left (*.remake) is deleted.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +28,9 @@ from lsb.artifact import open_stage
 from lsb.kept import forget, kept, require_kept
 from lsb.redaction import REDACTING, require_idle, settle, unsettled
 
-PARTIAL = (".partial", ".remake")
+PARTIAL = ".partial"
+REMAKE = ".remake"
+"""Of what is made again whole, or is being deleted: nobody goes on with it."""
 BY_HAND = "by hand"
 KILLED = "killed"
 File = tuple[int, int]
@@ -45,9 +49,11 @@ class Folders:
     killed: tuple[Path, ...]
 
     def unneeded(self, *, partial: bool) -> list[Path]:
-        """Those that nobody keeps; with `partial` also killed ones."""
+        """Leftovers, and those that nobody keeps; with `partial` also killed ones."""
+        leftovers = [path for path in self.killed if path.suffix == REMAKE]
         free = [path for path, keepers in self.finished.items() if not keepers]
-        return free + (list(self.killed) if partial else [])
+        killed = [path for path in self.killed if path.suffix == PARTIAL]
+        return leftovers + free + (killed if partial else [])
 
 
 def find_folders(runs: Path, *, letting_go: Sequence[str] = ()) -> Folders:
@@ -62,7 +68,7 @@ def find_folders(runs: Path, *, letting_go: Sequence[str] = ()) -> Folders:
     """
     root = runs / "stages"
     folders = sorted(path for path in root.glob("*") if path.is_dir() and path.suffix != REDACTING)
-    finished = [path for path in folders if path.suffix not in PARTIAL]
+    finished = [path for path in folders if path.suffix not in (PARTIAL, REMAKE)]
     manifests = {path.name: open_stage(path, verify=False).manifest for path in finished}
     named = {file.parent.name: read_run(file)["stages"] for file in sorted(runs.glob("*/run.json"))}
     by_hand = set(kept(root)) - set(letting_go)
@@ -72,7 +78,7 @@ def find_folders(runs: Path, *, letting_go: Sequence[str] = ()) -> Folders:
             keepers[name].add(keeper)
     return Folders(
         {path: frozenset(keepers[path.name]) for path in finished},
-        tuple(path for path in folders if path.suffix in PARTIAL),
+        tuple(path for path in folders if path.suffix in (PARTIAL, REMAKE)),
     )
 
 
@@ -125,10 +131,25 @@ def clean(
     freed = 0
     for path, size in _freed(paths).items():
         if not dry_run:
-            rmtree(path)
+            _delete(path)
         freed += size
         print(f"{'would free' if dry_run else 'freed'} {size / 1e6:8.1f} MB  {path}")
     return freed
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder; killed at any moment it leaves none of that name with a part of its files.
+
+    What has the name of a finished stage is taken as whole, and of an unfinished one its records
+    are. So the folder first moves into a leftover, in one step, and one level down: there nobody
+    who looks for manifests finds it. Leftovers of the same stage must be gone.
+    """
+    doomed = path
+    if path.suffix != REMAKE:
+        doomed = path.with_name(path.name.removesuffix(PARTIAL) + REMAKE)
+        doomed.mkdir()
+        os.replace(path, doomed / path.name)
+    rmtree(doomed)
 
 
 def _tell_unsettled(root: Path) -> None:

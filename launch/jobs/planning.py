@@ -170,7 +170,7 @@ class Planner:
         asked = self.asked
         nodes = asked.nodes
         while nodes <= self._most_nodes:
-            for strategy in self._strategies():
+            for strategy in self._strategies(nodes):
                 for train in self._trainings():
                     setting = replace(asked, strategy=strategy, train=train, nodes=nodes)
                     overrides = _overrides(asked, setting)
@@ -178,17 +178,17 @@ class Planner:
                         yield setting, overrides
             nodes *= 2
 
-    def _strategies(self) -> list[StrategyConfig]:
+    def _strategies(self, nodes: int) -> list[StrategyConfig]:
+        """As asked first, then those that shard more."""
         asked = self.asked.strategy
         found = [asked]
-        if self.asked.world > 1:
-            heavier = HEAVIER[HEAVIER.index(asked.name) + 1 :]
-            found += [replace(asked, name=name) for name in heavier]
-        if not asked.offload_parameters:
-            found.append(
-                replace(asked, name="zero3", offload_optimizer=True, offload_parameters=True)
-            )
-        return found
+        if nodes * self.asked.ranks > 1:
+            for name in HEAVIER[HEAVIER.index(asked.name) + 1 :]:
+                # conf/strategy has no ZeRO-3 that keeps its weights and offloads the rest.
+                weights = name == "zero3" and asked.offload_optimizer
+                found.append(replace(asked, name=name, offload_parameters=weights))
+        offloaded = replace(asked, name="zero3", offload_optimizer=True, offload_parameters=True)
+        return found if offloaded in found else [*found, offloaded]
 
     def _trainings(self) -> list[TrainConfig]:
         asked = self.asked.train
@@ -241,4 +241,5 @@ def _overrides(asked: Setting, setting: Setting) -> list[str]:
 
 def _file(strategy: StrategyConfig) -> str:
     """Of conf/strategy."""
-    return strategy.name + ("_offload" if strategy.offload_optimizer else "")
+    whole = strategy.offload_parameters or strategy.name != "zero3"
+    return strategy.name + ("_offload" if strategy.offload_optimizer and whole else "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,44 @@ def test_what_a_killed_takedown_left_is_put_in_order(
     assert open_stage(kept_one.path).manifest == kept_one.manifest
     assert not work.exists()
     assert not (kept_one.path / ".replaced").exists()
+
+
+def two_words(runs: Path, second: Callable[[Path], dict[str, int]]) -> Stage:
+    parts = [Part("word", ("word.txt",), write_word), Part("last", ("last.txt",), second)]
+    return run_stage(runs / "stages", "two", config={}, inputs={}, parts=parts)
+
+
+def write_last(folder: Path) -> dict[str, int]:
+    (folder / "last.txt").write_text("last")
+    return {"words": 1}
+
+
+def fail(folder: Path) -> dict[str, int]:
+    raise OSError("killed")
+
+
+@pytest.mark.parametrize(("second", "lost"), [(write_last, "manifest.json"), (fail, "word.txt")])
+def test_what_a_killed_cleaning_left_is_neither_finished_nor_gone_on_with(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: Callable[[Path], dict[str, int]],
+    lost: str,
+) -> None:
+    with suppress(OSError):
+        two_words(tmp_path, second)
+
+    def killed(folder: Path) -> None:
+        next(folder.rglob(lost)).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.clean.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            clean(tmp_path, dry_run=False, partial=True)
+    stages = tmp_path / "stages"
+    assert not list(stages.glob("*/manifest.json")), "who looks for stages would take it"
+    made = two_words(tmp_path, write_last)
+    assert open_stage(made.path).manifest["counts"] == {"words": 2}
+    RunFolder(tmp_path / "demo", {"a": 1}).use(made)
+    clean(tmp_path, dry_run=False)
+    assert list(stages.glob("*/")) == [made.path]

@@ -10,7 +10,8 @@ from hydra.errors import HydraException
 from tiny_run import run_python
 
 from launch.jobs.planning import GIB, Planner
-from vlmae.config import as_dict, compose_config
+from vlmae.config import as_dict, build, compose_config
+from vlmae.strategy import StrategyConfig
 
 TWO_NODES = (
     "launcher=slurm",
@@ -62,6 +63,27 @@ def test_every_rank_of_a_machine_loads_towers_and_builds_a_model() -> None:
     assert alone.need(alone.asked).node == plan.size.prefix + plan.size.loaded + 2 * model
     short = planner(*TWO_NODES, f"plan.host_memory_gb={need.node / GIB / 2:.4f}")
     assert not short.fits(short.need(short.asked))
+
+
+def test_what_is_named_is_what_was_counted() -> None:
+    for asked in ("ddp", "zero2_offload", "zero3"):
+        plan = planner(*MUCH, f"strategy={asked}", "plan.gpu_memory_gb=0.01")
+        tried = [(setting, found) for setting, found in plan.alternatives() if setting.nodes == 2]
+        assert len({" ".join(found) for _, found in tried}) == len(tried)
+        for strategy, words in {
+            setting.strategy: [word for word in found if word.startswith("strategy")]
+            for setting, found in tried
+        }.items():
+            values = compose_config("plan", [*MUCH, f"strategy={asked}", *words])
+            named = build("strategy", StrategyConfig, as_dict(values)["strategy"])
+            assert named == strategy, f"{asked}, {words}"
+
+
+def test_one_gpu_a_machine_is_shared_over_machines() -> None:
+    plan = planner("launcher=slurm", "trainer=gpu", "tuning=full")
+    tried = {(setting.nodes, setting.strategy.name) for setting, _ in plan.alternatives()}
+    assert {(2, name) for name in ("ddp", "zero1", "zero2", "zero3")} <= tried
+    assert not {(1, name) for name in ("zero1", "zero2")} & tried, "one rank shares with nobody"
 
 
 def test_one_machine_is_not_told_to_be_two() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from plain_suffix import TransformerSuffix
 from tiny_backbone_confs import TINY, tiny_overrides
 from torch import Tensor, nn
@@ -16,16 +19,19 @@ from vlmae.backbones.suffix import Suffix
 from vlmae.checkpoint import build_model
 from vlmae.config import as_dict, compose_config
 from vlmae.data.decode import Clip
-from vlmae.footprint.activations import measure
-from vlmae.footprint.arithmetic import Placement, gpu_lines, host_lines, peak
+from vlmae.data.token_table import widths
+from vlmae.footprint.activations import Activations, measure
+from vlmae.footprint.arithmetic import START, Placement, gpu_lines, host_lines, peak
 from vlmae.footprint.size import WORDS, ModelSize, token_shapes, weightless_model
 from vlmae.fusion import CrossAttentionFusion
 from vlmae.model import VlmaeModel
+from vlmae.module import VlmaeModule
+from vlmae.objectives import MultiTaskBinary
 from vlmae.optimizers import OptimizerConfig
 from vlmae.settings import model_config, tower_nodes
 from vlmae.strategy import StrategyConfig
 from vlmae.tokens import Tokens
-from vlmae.towers import build_towers
+from vlmae.towers import Towers, build_towers
 
 STREAMS = {"vl": {"image": 16, "text": 16}, "audio": {"audio": 24}}
 SHAPES = {"image": (6, 16), "text": (1, 16), "audio": (40, 24)}
@@ -153,11 +159,42 @@ def test_strategies_divide_what_they_say() -> None:
     placed = Placement(offloaded, ADAM, ranks=4, live=True)
     gpu = {line.name: line.size for line in gpu_lines(size, activations, placed)}
     assert gpu["weights"] == 4000 + 64
-    assert gpu["frozen prefix"] == 10**9
     assert not {"gradients", "optimiser"} & set(gpu)
     host = {line.name: line.size for line in host_lines(size, placed)}
     assert host["offloaded optimiser"] == trained
     assert host["offloaded weights"] == 12_001_000
+
+
+def test_live_towers_move_as_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["vl=clip", "tuning=last_2", "tuning.vl.blocks=1", "prefix.use=off"]
+    overrides += tiny_overrides("vl", "clip", tmp_path)
+    values: Any = as_dict(compose_config("train", overrides))
+    vl, audio = tower_nodes(values)
+    _, _, size = weightless_model(vl, audio, model_config(values, ["a", "b"]))
+    assert size.prefix
+    assert size.loaded
+    towers = Towers(instantiate(vl), instantiate(audio))
+    moved = []
+
+    def prefix(clips: Sequence[Clip]) -> dict[str, list[Tensor]]:
+        held = [t for t in (*towers.parameters(), *towers.buffers()) if t.is_meta]
+        moved.append(sum(t.numel() * t.element_size() for t in held))
+        return {name: [] for name in widths(towers.prefix_streams)}
+
+    monkeypatch.setattr(towers, "prefix", prefix)
+    # The one device besides the CPU that is there everywhere has no autocast.
+    monkeypatch.setattr("vlmae.module.torch.autocast", lambda *_, **__: nullcontext())
+    module = VlmaeModule(tuned(), MultiTaskBinary(["a", "b"], {}), ADAM, 1, towers).to("meta")
+    module.encode([])
+    placed = Placement(StrategyConfig(), ADAM, ranks=2, live=True)
+    lines = {line.name: line for line in gpu_lines(size, Activations(0, 0, 0, 0), placed)}
+    own = lines["the towers' own blocks behind the cut"]
+    assert moved == [lines["frozen prefix"].size + own.size]
+    host = {line.name: line for line in host_lines(size, placed)}["towers as they were loaded"]
+    assert (host.size, host.when) == (moved[0], START), "nothing of them stays in the host"
+    cached = Placement(StrategyConfig(), ADAM, ranks=2, live=False)
+    names = {line.name for line in gpu_lines(size, Activations(0, 0, 0, 0), cached)}
+    assert not {"frozen prefix", own.name} & names
 
 
 def test_the_peak_is_of_one_phase() -> None:

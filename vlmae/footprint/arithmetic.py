@@ -1,9 +1,10 @@
 """Bytes on a GPU and in the host's memory, line by line, for every strategy.
 
-Weights, gradients and the optimiser's state are float32 in all of them. What is proved on CPU ranks
-(tests/distributed/test_footprint.py) are the lines `weights` to `optimiser`; buckets, the gathered
-working set and the step's workspace are read off the settings and the sources of torch 2.11 and
-DeepSpeed 0.19.
+Weights, gradients and the optimiser's state are float32 in all of them. Proved on CPU ranks
+(tests/distributed/test_footprint_on_ranks.py) are the lines `weights` to `optimiser`, and on one
+process what moves with a live prefix (tests/vlmae/test_footprint.py); buckets, the gathered working
+set and the step's workspace are read off the settings and the sources of torch 2.11 and DeepSpeed
+0.19.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def gpu_lines(size: ModelSize, activations: Activations, placed: Placement) -> l
     shard = _part(size.trained, share)
     lines = [Line("weights", _weights(size, placed) + size.buffers)]
     if placed.live:
+        # `VlmaeModule.encode` moves the towers whole; what trains is a copy of their last blocks.
         lines.append(Line("frozen prefix", size.prefix))
+        lines.append(Line("the towers' own blocks behind the cut", size.loaded))
     if config.name == "zero3" and config.hpz_ranks > 1:
         lines.append(Line("second copy (hpZ)", FLOAT * _part_of_all(size, config.hpz_ranks)))
     if config.name == "zero1" and placed.accumulate > 1:
@@ -95,10 +98,9 @@ def host_lines(size: ModelSize, placed: Placement) -> list[Line]:
     """What one rank keeps in the host's memory; python and its libraries are not counted."""
     config, everything = placed.strategy, FLOAT * size.parameters
     shard = FLOAT * _part(size.trained, placed.ranks)
-    towers = size.loaded + (0 if placed.live else size.prefix)
-    lines = [Line("towers as they were loaded", towers)]
-    if placed.live:
-        lines.append(Line("frozen prefix before it moves", size.prefix, START))
+    # Without a cache they move to the GPU, all of them, at the first step.
+    when = START if placed.live else ALWAYS
+    lines = [Line("towers as they were loaded", size.prefix + size.loaded, when)]
     lines.append(Line("whole model before it moves", everything, START))
     if config.offload_optimizer:
         lines.append(Line("offloaded optimiser", shard * (2 + _moments(placed.optimizer))))
