@@ -125,6 +125,7 @@ def test_what_was_grown_elsewhere_is_counted_and_controls_train_on_it(
         monkeypatch.setattr(module, "train_stage", train)
         monkeypatch.setattr(module, "evaluate_stage", lambda *_: trained)
         monkeypatch.setattr(module, "read_metrics", lambda _: {})
+    monkeypatch.setattr(growth, "read_thresholds", lambda _: {})
     monkeypatch.setattr(growth, "_record_first_labels", lambda *_: None)
     monkeypatch.setattr(growth, "with_pseudo_labels", lambda _s, _l, labelled, _n: labelled)
     folder = RunFolder(settings.folder, settings.identity)
