@@ -152,6 +152,7 @@ def training_of(
     settings = build("trainer", TrainConfig, values["trainer"])
     loader = build("loader", LoaderConfig, values["loader"])
     optimizer = build("optimizer", OptimizerConfig, values["optimizer"])
+    growing = growing_of(values, tasks)
     source = tokens()
     whitened = ranks.once(
         partial(
@@ -178,7 +179,7 @@ def training_of(
         ranks=ranks,
         logs=root.parent / "logs",
         logger=build("logger", LoggerConfig, values["logger"]),
-        growing=growing_of(values, tasks),
+        growing=growing,
     )
 
 

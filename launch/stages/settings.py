@@ -30,7 +30,7 @@ from vlmae.data.decode import DecodePolicy
 from vlmae.data.loader import LoaderConfig
 from vlmae.data.prefix_cache import PrefixConfig
 from vlmae.evaluation import EvaluateConfig
-from vlmae.growing.config import GrowingConfig
+from vlmae.growing.config import GrowingConfig, require_whole_pool
 from vlmae.growing.settings import with_groups
 from vlmae.loggers import LoggerConfig
 from vlmae.optimizers import OptimizerConfig
@@ -250,6 +250,10 @@ class Settings:
                 f"rounds is {values['rounds']} and growing.every_epochs {growing.every_epochs}: a "
                 "training that grows adds its labels itself; set rounds=0, or growing=none"
             )
+        shortlist = build("shortlist", ShortlistConfig, values["shortlist"])
+        pseudo = build("pseudo", PseudoConfig, values["pseudo"])
+        if growing.on:
+            _require_read(shortlist, pseudo)
         oracle = oracle_config(values["oracle"])
         if isinstance(oracle, HandOffConfig) and values["selection"].get("carry_labels"):
             raise ValueError(
@@ -284,7 +288,7 @@ class Settings:
             logger=build("logger", LoggerConfig, values["logger"]),
             evaluate=build("evaluation", EvaluateConfig, values["evaluation"]),
             clips=clips,
-            shortlist=build("shortlist", ShortlistConfig, values["shortlist"]),
+            shortlist=shortlist,
             expand=ExpandConfig(
                 acquisition=acquisition,
                 broadening=build("broadening", BroadeningConfig, values["broadening"]),
@@ -296,9 +300,19 @@ class Settings:
             merge=build("ledger", MergeConfig, merge),
             ledgers=ledgers,
             launcher=launcher_config(values["launcher"]),
-            pseudo=build("pseudo", PseudoConfig, values["pseudo"]),
+            pseudo=pseudo,
             growing=growing,
             identity=_identity(values),
+        )
+
+
+def _require_read(shortlist: ShortlistConfig, pseudo: PseudoConfig) -> None:
+    """Refuse what a training that grows would not do, though its arm says so."""
+    require_whole_pool(shortlist)
+    if pseudo.mode != "none":
+        raise ValueError(
+            f"pseudo.mode is {pseudo.mode!r}, and a training that grows makes no pseudo-labels: "
+            "set pseudo=none, or grow between rounds (growing=none rounds=<n>)"
         )
 
 

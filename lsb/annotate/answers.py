@@ -135,9 +135,19 @@ def read_answers(
         ValueError: a line is bad, or of a clip or task that was not asked about, or one person
             answers one clip in two ways; names file and line. Nothing is returned then.
     """
+    return read_answer_files(sorted(folder.glob(f"*{ANSWERS_ENDING}")), clips, tasks, gone)
+
+
+def read_answer_files(
+    paths: Iterable[Path],
+    clips: Collection[str],
+    tasks: Collection[str],
+    gone: Collection[str] = (),
+) -> tuple[list[Answer], list[Refused]]:
+    """All answers in some files, see `read_answers`."""
     found: dict[tuple[str, str], tuple[Answer, str]] = {}
     refused: list[Refused] = []
-    for path in sorted(folder.glob(f"*{ANSWERS_ENDING}")):
+    for path in paths:
         for number, answer in enumerate(read_lines(path, Answer), start=1):
             place = f"{path}, line {number}"
             if answer.clip_id in gone:

@@ -1,4 +1,7 @@
-"""Look after a ledger: `python -m lsb.ledger migrate|gold|cost|adjudicate|queue LEDGER ...`.
+"""Look after a ledger: `python -m lsb.ledger COMMAND LEDGER ...`.
+
+Commands: migrate, gold, cost, adjudicate, queue; asked and import, for whoever answers a training
+that grows while it runs.
 
 A LEDGER is the path of an SQLite file, or a URL: postgresql+psycopg://user@host/database.
 """
@@ -7,18 +10,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import csv
 
+from lsb.annotate import PSEUDO
+from lsb.annotate.answers import Answer, Refused, read_answer_files, take_answers
 from lsb.console import run_command
 from lsb.ids import sample_ids, texts, to_arrow
 from lsb.ledger.ledger import Ledger
 from lsb.ledger.merge import POLICIES, MergeConfig
 from lsb.ledger.rows import GOLD_LABELS
-from lsb.ledger.tables import SCHEMA_VERSION
+from lsb.ledger.tables import SCHEMA_VERSION, Row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("queue", help="what to ask another annotator about")
     command.set_defaults(run=_queue)
     command.add_argument("ledger", metavar="LEDGER")
+    command = commands.add_parser("asked", help="clips that nobody has answered yet")
+    command.set_defaults(run=_asked)
+    command.add_argument("ledger", metavar="LEDGER")
+    command = commands.add_parser("import", help="take answers of people about clips that it asked")
+    command.set_defaults(run=_import)
+    command.add_argument("ledger", metavar="LEDGER")
+    command.add_argument("files", type=Path, nargs="+", metavar="ANSWERS.jsonl")
+    command.add_argument(
+        "--tasks", nargs="+", required=True, metavar="TASK", help="that were asked about"
+    )
     return parser
 
 
@@ -130,6 +145,44 @@ def _queue(options: argparse.Namespace) -> int:
         print(f"{row['key']}\t{row['task']}\t{row['confidence']:.3f}\t{answers}")
     print(f"{queue.num_rows:,} items to ask another annotator about", file=sys.stderr)
     return 0
+
+
+def _asked(options: argparse.Namespace) -> int:
+    with Ledger.open(options.ledger, create=False) as ledger:
+        asked = _last_asked(ledger.candidacies())
+        answered = {row["clip_id"] for row in ledger.annotations() if row["source"] != PSEUDO}
+    rows = [row for clip, row in asked.items() if clip not in answered]
+    for row in sorted(rows, key=lambda row: (row["round"], row["rank"])):
+        print(f"{row['clip_id']}\t{row['key']}\t{row['round']}\t{row['reason']}")
+    print(
+        f"{len(rows):,} of {len(asked):,} clips that were asked for have no answer", file=sys.stderr
+    )
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    # Rounds are the business of who asks: an answer is one to the last that asked for its clip.
+    added, skips, refused = 0, 0, list[Refused]()
+    with Ledger.open(options.ledger, create=False, migrate=True) as ledger:
+        asked = _last_asked(ledger.candidacies())
+        answers, _ = read_answer_files(options.files, asked, options.tasks)
+        rounds: dict[int, list[Answer]] = {}
+        for answer in answers:
+            rounds.setdefault(asked[answer.clip_id]["round"], []).append(answer)
+        for number, given in sorted(rounds.items()):
+            taken = take_answers(ledger, number, given)
+            added, skips = added + taken.labels, skips + sum(one.skipped for one in given)
+            refused += taken.refused
+    for one in refused:
+        print(f"not taken: {one.text}")
+    told = f", {skips:,} skips are not kept" if skips else ""
+    print(f"{added:,} labels are new, {len(refused):,} answers were not taken{told}")
+    return 0
+
+
+def _last_asked(candidacies: Iterable[Row]) -> dict[str, Row]:
+    """Clip id -> the last time that it was asked for."""
+    return {row["clip_id"]: row for row in sorted(candidacies, key=lambda row: row["round"])}
 
 
 if __name__ == "__main__":

@@ -142,9 +142,9 @@ def same_but_rounding(ours: pa.Table, theirs: pa.Table) -> bool:
     for field in ours.schema:
         one, other = ours[field.name].to_pylist(), theirs[field.name].to_pylist()
         if pa.types.is_floating(field.type):
-            pairs = zip(one, other, strict=True)
-            if any((a is None) != (b is None) or (a or 0) - (b or 0) > 1e-6 for a, b in pairs):
-                return False
+            for a, b in zip(one, other, strict=True):
+                if (a is None) != (b is None) or abs((a or 0) - (b or 0)) > 1e-6:
+                    return False
         elif one != other:
             return False
     return True

@@ -21,7 +21,7 @@ from lsb.artifact import Stage
 from lsb.ids import sample_ids, to_arrow
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger
-from vlmae.config import compose_config
+from vlmae.config import compose_config, conf_dir
 from vlmae.growing.labels import label_columns
 
 GROWN = ("growing=every", "growing.every_epochs=1", "growing.rounds=1")
@@ -66,6 +66,41 @@ def settings_of(*overrides: str) -> Settings:
     return Settings.from_config(
         compose_config("round", ["experiment=tiny", "rounds=0", *GROWN, *overrides])
     )
+
+
+SHORTLISTED = ("anchoral", "lsb_streams", "proxy", "proxy_streams", "seals")
+"""Arms that choose from a shortlist where everything may be scored, too."""
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        *((f"arm={arm}", r"shortlist\.name is .*set shortlist\.name=all") for arm in SHORTLISTED),
+        ("shortlist.share=0.5", r"shortlist\.share is 0\.5, .*set shortlist\.share=1"),
+        ("pseudo=agreed", r"pseudo\.mode is 'agreed'.*set pseudo=none"),
+    ],
+)
+def test_what_a_training_that_grows_would_not_do_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{message}, or grow between rounds"):
+        settings_of(override)
+    not_grown = ["experiment=tiny", override]
+    Settings.from_config(compose_config("round", not_grown))
+
+
+@pytest.mark.parametrize(
+    "arm", sorted({path.stem for path in Path(conf_dir(), "arm").iterdir()} - set(SHORTLISTED))
+)
+def test_arms_that_score_everything_grow_as_they_are_called(arm: str) -> None:
+    assert settings_of(f"arm={arm}").arm == arm
+
+
+def test_an_ignored_shortlist_is_one_line_and_nothing_is_made(tmp_path: Path) -> None:
+    small = ("experiment=tiny", "rounds=0", "arm=seals")
+    done = run_python("-m", "launch.round", *small, *GROWN, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: shortlist.name is 'seals', and a training that grows")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def shared_of() -> Any:
@@ -125,6 +160,7 @@ def test_what_was_grown_elsewhere_is_counted_and_controls_train_on_it(
         monkeypatch.setattr(module, "train_stage", train)
         monkeypatch.setattr(module, "evaluate_stage", lambda *_: trained)
         monkeypatch.setattr(module, "read_metrics", lambda _: {})
+    monkeypatch.setattr(growth, "read_thresholds", lambda _: {})
     monkeypatch.setattr(growth, "_record_first_labels", lambda *_: None)
     monkeypatch.setattr(growth, "with_pseudo_labels", lambda _s, _l, labelled, _n: labelled)
     folder = RunFolder(settings.folder, settings.identity)

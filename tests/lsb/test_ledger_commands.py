@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from annotated_ledger import fill
-from test_ledger import labels
+from test_ledger import chosen, labels, record
 
 from lsb.ids import sample_id
 from lsb.ledger import Ledger
@@ -77,6 +78,69 @@ def test_a_file_without_gold_labels_is_one_line(
     assert "gold.csv is no table of key, task, label" in error
     assert main(["gold", path, str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in capsys.readouterr().err
+
+
+def test_what_was_asked_is_answered_into_the_round_that_asked(
+    ledger_location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As beside a training that grows: rounds come and go, answers come when they can."""
+    with Ledger.open(ledger_location) as ledger:
+        ledger.record_round(record(1), chosen("a", "b", seed="s"), None)
+        ledger.record_round(record(2), chosen("c", seed="s"), None)
+    assert main(["asked", ledger_location]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "3 of 3 clips that were asked for have no answer\n"
+    lines = [line.split("\t") for line in captured.out.splitlines()]
+    assert [line[1:] for line in lines] == [[key, number, "lookalike"] for key, number in ASKED]
+    a, b, c = (line[0] for line in lines)
+    (tmp_path / "1.jsonl").write_text(f"{said(a, {'x': 1})}\n{said(c, {'x': 0})}\n")
+    (tmp_path / "2.jsonl").write_text(f"{said(b, {}, skipped=True)}\n")
+    both = [str(tmp_path / name) for name in ("1.jsonl", "2.jsonl")]
+    for new in (2, 0):  # again changes nothing
+        assert main(["import", ledger_location, *both, "--tasks", "x"]) == 0
+        told = f"{new} labels are new, 0 answers were not taken, 1 skips are not kept\n"
+        assert capsys.readouterr().out == told
+    assert main(["asked", ledger_location]) == 0
+    assert capsys.readouterr().out.split("\t")[1] == "b"
+    (tmp_path / "1.jsonl").write_text(f"{said(a, {'x': 0})}\n")
+    assert main(["import", ledger_location, both[0], "--tasks", "x"]) == 0
+    told = capsys.readouterr().out
+    assert "changed after it was taken (x): the first counts" in told
+    assert told.endswith("0 labels are new, 1 answers were not taken\n")
+    with Ledger.open(ledger_location, create=False) as ledger:
+        held = [(row["key"], row["round"], row["label"]) for row in ledger.annotations()]
+        assert sorted(held) == [("a", 1, 1), ("c", 2, 0)]
+
+
+ASKED = (("a", "1"), ("b", "1"), ("c", "2"))
+
+
+def said(clip: str, labels: dict[str, int], *, skipped: bool = False) -> str:
+    at = "2026-03-04T05:06:07Z"
+    who = {"format": "vlmae-answer-1", "clip_id": clip, "labeller": "ann", "labelled_at": at}
+    return json.dumps({**who, "labels": labels, "skipped": skipped})
+
+
+@pytest.mark.parametrize(
+    ("key", "task", "message"),
+    [("a", "y", "task 'y' was not asked about, only x"), ("z", "x", "was not asked about")],
+)
+def test_answers_to_what_was_not_asked_are_one_line(
+    key: str, task: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = str(tmp_path / "l.sqlite"), tmp_path / "answers.jsonl"
+    with Ledger.open(path) as ledger:
+        ledger.record_round(record(1), chosen("a", seed="s"), None)
+    file.write_text(
+        f"{said(sample_id('a').hex(), {'x': 1})}\n{said(sample_id(key).hex(), {task: 1})}\n"
+    )
+    assert main(["import", path, str(file), "--tasks", "x"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "answers.jsonl, line 2" in error
+    assert message in error
+    with Ledger.open(path, create=False) as ledger:
+        assert not ledger.annotations(), "nothing was taken"
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,12 @@ from lsb.labelled import LABEL
 from lsb.ledger import Ledger, MergeConfig, Round
 from lsb.selection import CHOSEN
 from vlmae.config import as_dict, compose_config
+from vlmae.data.token_source import TokenSource
 from vlmae.growing.callback import with_rows
 from vlmae.growing.labels import FromAnnotator, FromAnnotators, FromLedger, label_columns
 from vlmae.growing.settings import growing_of
+from vlmae.ranks import Ranks
+from vlmae.train import training_of
 
 TASKS = ["relevance", "unsafe"]
 NOBODY: IdArray = sample_ids([])
@@ -156,6 +159,36 @@ def test_several_annotators_of_a_training_alone_are_refused() -> None:
     config = compose_config("train", ["growing=every", "oracle=noisy"])
     with pytest.raises(ValueError, match=r"oracle\.kind is 'simulated'.*use oracle=exact"):
         growing_of(as_dict(config), config.task.names)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("arm=seals", r"shortlist\.name is 'seals'.*set shortlist\.name=all"),
+        ("shortlist.share=0.1", r"shortlist\.share is 0\.1.*set shortlist\.share=1"),
+    ],
+)
+def test_a_shortlist_is_refused_before_data_are_prepared(
+    override: str, message: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("key,label_relevance\na,1\nb,0\n", "utf-8")
+    tables = [f"{name}={table}" for name in ("labels", "validation")]
+    task = ["task=own", "task.names=[relevance]"]
+    growing = ["growing=every", f"growing.truth={table}"]
+
+    def tokens() -> TokenSource:
+        raise AssertionError("data are prepared")
+
+    def train(*overrides: str) -> None:
+        config = compose_config("train", [*tables, *task, *overrides])
+        training_of(cast(dict[str, Any], as_dict(config)), Ranks(), tokens)
+
+    with pytest.raises(ValueError, match=message):
+        train(*growing, override)
+    for others in ([*growing, "arm=lsb_lt"], ["arm=seals"]):
+        with pytest.raises(AssertionError, match="data are prepared"):
+            train(*others)
 
 
 def test_excluded_keys_are_text_and_tasks_without_weights_are_alike(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lsb.files import fingerprint
 from lsb.ids import IdArray, to_hex
 from lsb.ledger import require_no_password
 from lsb.search.faiss_config import FaissConfig
+from lsb.shortlist.config import EVERY, ShortlistConfig
 from vlmae.growing.labels import LabelSource
 
 ORACLE, LEDGER = "oracle", "ledger"
@@ -130,3 +131,25 @@ class Growing:
             "answers": self.labels.identity,
             "exclude": fingerprint(to_hex(self.exclude)),
         }
+
+
+def require_whole_pool(shortlist: ShortlistConfig) -> None:
+    """Refuse a shortlist, which a training that grows would not make under the arm's name.
+
+    Args:
+        shortlist: of the arm. What it would do within a scoring budget matters to nobody while
+            everything may be scored.
+
+    Raises:
+        ValueError: it scores less than the whole pool; names the key and the remedy.
+    """
+    if shortlist.method == EVERY:
+        return
+    told, remedy = f"name is {shortlist.name!r}", "name=all"
+    if shortlist.share < 1:
+        told, remedy = f"share is {shortlist.share}", "share=1"
+    raise ValueError(
+        f"shortlist.{told}, and a training that grows scores its whole pool: take an arm that "
+        f"does so too (arm=lsb_lt, arm=entropy), set shortlist.{remedy}, or grow between rounds of "
+        "launch.round (growing=none rounds=<n>)"
+    )

@@ -21,10 +21,11 @@ from lsb.ledger import MergeConfig
 from lsb.search.config import SearchConfig
 from lsb.search.faiss_config import FaissConfig
 from lsb.selection import SelectionConfig
+from lsb.shortlist.config import ShortlistConfig
 from lsb.threshold import ThresholdConfig
 from vlmae.config import build
 from vlmae.data.labels import labels_fingerprint, read_labels
-from vlmae.growing.config import LEDGER, Growing, GrowingConfig
+from vlmae.growing.config import LEDGER, Growing, GrowingConfig, require_whole_pool
 from vlmae.growing.labels import FromAnnotator, FromLedger, LabelSource
 
 EXPAND = {
@@ -41,15 +42,16 @@ def growing_of(values: Mapping[str, Any], tasks: Sequence[str]) -> Growing | Non
 
     Args:
         values: the whole config as plain containers: growing, acquisition, broadening, threshold,
-            search, selection, oracle, ledger.
+            search, selection, shortlist, oracle, ledger.
         tasks: of the model.
 
     Raises:
-        ValueError: a value is out of range, or a file is absent; names the key.
+        ValueError: a value is out of range or would be ignored, or a file is absent; names the key.
     """
     config = build("growing", GrowingConfig, values["growing"])
     if not config.on:
         return None
+    require_whole_pool(build("shortlist", ShortlistConfig, values["shortlist"]))
     expand = expand_config(values)
     if not expand.acquisition.task_weights:  # all alike
         weighed = replace(expand.acquisition, task_weights=dict.fromkeys(tasks, 1.0))
