@@ -15,6 +15,7 @@ from launch.stages.annotators import NOT_HASHED as ORACLE_NOT_HASHED
 from launch.stages.annotators import HandOffConfig, OracleConfig, oracle_config
 from launch.stages.data_set import DataSet
 from lsb.acquisition.seeds import BroadeningConfig
+from lsb.annotate.simulated import FURTHER
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
 from lsb.pseudo import PseudoConfig
@@ -319,6 +320,9 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         del kept["budgets"]
     if not values["growing"]["every_epochs"]:  # as runs were before there was such a group
         del kept["growing"]
+    oracle = values["oracle"]
+    if oracle.get("kind") == "simulated" and oracle.get(FURTHER):  # of people it may be raised
+        kept["oracle"][FURTHER] = oracle[FURTHER]
     if values["strategy"]["communication_data_type"] == "fp32":  # the same
         kept["strategy"] = dict(values["strategy"])
         del kept["strategy"]["communication_data_type"]
