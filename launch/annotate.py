@@ -4,7 +4,8 @@ Works on the last round that an arm has recorded; after the action come the over
 (docs/annotation.md):
 
     push      render the clips, write the questions; oracle=label_studio: make and fill the project
-    pull      take the answers that are there into the ledger; as often as you like
+    pull      take the answers that are there into the ledger; as often as you like. What they leave
+              open one person more is asked: again.jsonl, or the project's tasks
     status    how far people are
     close     go on with the answers that are there: later ones are not taken
 """
@@ -12,14 +13,16 @@ Works on the last round that an arm has recorded; after the action come the over
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch.labelling.handoff import RoundFolder
+from launch.labelling.handoff import Progress, RoundFolder
 from launch.labelling.questions import ask
 from launch.stages.annotators import HandOffConfig
 from launch.stages.run_folder import RunFolder
@@ -94,19 +97,43 @@ def pull(settings: Settings, say: Say) -> None:
     with _open(settings) as ledger:
         folder = _last_round(settings, ledger)
         clips, gone = folder.clips(ledger), folder.taken_down(ledger)
+        reopen: Callable[[Progress], str]
         if folder.config.kind == "files":
             if not folder.answers.is_dir():
                 raise ValueError(f"there is no {folder.answers}: push the round first")
             answers, refused = read_answers(folder.answers, clips, settings.tasks, gone)
+            reopen = partial(_ask_in_files, folder)
         else:
             server = _server(folder.config)
             exported, names = server.export(_project(settings, ledger, folder))
             answers, refused = read_export(exported, names, clips, settings.tasks, gone)
+            reopen = partial(_ask_on_server, server, exported)
         done = folder.take(ledger, answers, refused)
         for one in done.refused:
             say(f"not taken: {one.text}")
         say(f"{done.labels} labels are new, {len(done.refused)} answers were not taken")
-        say(f"round {folder.number}: {folder.progress(ledger).text}")
+        progress = folder.progress(ledger)
+        if not folder.closed:
+            asked = reopen(progress)
+            if progress.again:
+                count = sum(map(len, progress.again.values()))
+                say(f"{count} judgements of {len(progress.again)} clips are open: {asked}")
+        say(f"round {folder.number}: {progress.text}")
+
+
+def _ask_in_files(folder: RoundFolder, progress: Progress) -> str:
+    folder.write_again(progress)
+    return (
+        f"hand {folder.again} to people who have not answered them (answered_by), and put their "
+        f"answers into {folder.answers}, too"
+    )
+
+
+def _ask_on_server(
+    server: LabelStudio, exported: Sequence[Mapping[str, Any]], progress: Progress
+) -> str:
+    server.reopen(exported, progress.again, progress.settled)
+    return f"{server.url} offers their tasks to people who have not answered them"
 
 
 def status(settings: Settings, say: Say) -> None:

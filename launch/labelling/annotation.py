@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,21 @@ from launch.stages.shortlist import with_provenance
 from lsb import ids as sample_ids
 from lsb.annotate import annotation_table
 from lsb.annotate.oracle import Oracle
-from lsb.annotate.simulated import COSTS, Judged, SimulatedAnnotators, SimulatedConfig
+from lsb.annotate.simulated import (
+    COSTS,
+    Judged,
+    OpenItems,
+    SimulatedAnnotators,
+    SimulatedConfig,
+)
 from lsb.artifact import Counts, Part, Stage, run_stage
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, Round
-from lsb.ledger.judgements import record_judgements
+from lsb.ledger.judgements import Undecided, record_judgements
 from lsb.selection import CHOSEN
 from vlmae.data.tombstones import without_tombstones
 
+FIRST_ROUND = 0
 LABELLING = ("oracle", "human")
 """Sources of the labels that a round trains on."""
 GIVEN = "given"
@@ -72,8 +78,9 @@ def record_first_labels(
         given = given_annotations(first, settings.tasks, source="human", labeller=GIVEN)
         judged = Judged(given, COSTS.empty_table())
     else:
-        judged = judge(settings, shared, first)
-    record = Round(0, "first", checkpoint_hash="", store_hash="")
+        again = Undecided.of(ledger, FIRST_ROUND, settings.merge)
+        judged = judge(settings, shared, first, again)
+    record = Round(FIRST_ROUND, "first", checkpoint_hash="", store_hash="")
     _record(
         settings,
         ledger,
@@ -139,7 +146,8 @@ def label_round(
         if people:
             record_without_tombstones(settings.stages, ledger, record, candidates, None)
         else:
-            stage = run("label", partial(_label, settings, shared, expanded, candidates))
+            again = Undecided.of(ledger, record.round, settings.merge)
+            stage = run("label", partial(_label, settings, shared, expanded, candidates, again))
             costs = stage.path / COSTS_FILE
             _record(
                 settings,
@@ -158,6 +166,8 @@ def _close_or_wait(settings: Settings, ledger: Ledger, number: int) -> None:
     progress = folder.progress(ledger)
     if folder.closed or progress.is_enough:
         folder.close(ledger)
+        if left := folder.progress(ledger).left_text:
+            print(f"{settings.arm}, round {number} goes on; {left}", file=sys.stderr)
         return
     overrides = " ".join(["experiment=...", f"arm={settings.arm}"])
     message = (
@@ -184,9 +194,12 @@ def _record(
         record_judgements(ledger, record.round, costs)
 
 
-def _label(settings: Settings, shared: Shared, expanded: Stage, candidates: pa.Table) -> Stage:
+def _label(
+    settings: Settings, shared: Shared, expanded: Stage, candidates: pa.Table, again: Undecided
+) -> Stage:
     """The answers of simulated annotators as a stage."""
     priced = isinstance(settings.oracle, SimulatedConfig)
+    others = isinstance(settings.oracle, SimulatedConfig) and settings.oracle.further_answers
     files = (ANNOTATIONS_FILE, COSTS_FILE) if priced else (ANNOTATIONS_FILE,)
     return run_stage(
         settings.stages,
@@ -196,8 +209,11 @@ def _label(settings: Settings, shared: Shared, expanded: Stage, candidates: pa.T
             "candidates": expanded.content,
             "data": shared.data.content,
             **({"labels": shared.labels} if shared.labels else {}),
+            **({"undecided": again.identity} if others else {}),
         },
-        parts=[Part("annotations", files, partial(_ask, settings, shared, candidates, files))],
+        parts=[
+            Part("annotations", files, partial(_ask, settings, shared, candidates, again, files))
+        ],
     )
 
 
@@ -205,29 +221,33 @@ def _ask(
     settings: Settings,
     shared: Shared,
     candidates: pa.Table,
+    again: Undecided,
     files: tuple[str, ...],
     output: Path,
 ) -> Counts:
-    judged = judge(settings, shared, candidates)
+    judged = judge(settings, shared, candidates, again)
     pq.write_table(judged.annotations, output / ANNOTATIONS_FILE)
     if COSTS_FILE in files:
         pq.write_table(judged.costs, output / COSTS_FILE)
     return {"annotations": judged.annotations.num_rows}
 
 
-def judge(settings: Settings, shared: Shared, clips: pa.Table) -> Judged:
+def judge(
+    settings: Settings, shared: Shared, clips: pa.Table, again: OpenItems | None = None
+) -> Judged:
     """Answers of the simulated annotators about clips, and what they cost.
 
     Args:
         settings: of the arm; where its annotators are people, the truth answers.
         shared: its truth table.
         clips: id and key.
+        again: which items others are asked about, see `SimulatedAnnotators.judge`.
     """
     ids, keys = sample_ids.from_arrow(clips["id"]), sample_ids.texts(clips["key"])
     people = isinstance(settings.oracle, HandOffConfig)
     annotator = Oracle(shared.truth) if people else simulated(settings, shared)
     if isinstance(annotator, SimulatedAnnotators):
-        return annotator.judge(ids, keys, settings.tasks)
+        return annotator.judge(ids, keys, settings.tasks, again)
     return Judged(annotator.annotate(ids, keys, settings.tasks), COSTS.empty_table())
 
 
@@ -251,5 +271,5 @@ def _identity(settings: Settings) -> Mapping[str, Any]:
     """The annotator as a stage's config names it."""
     assert not isinstance(settings.oracle, HandOffConfig), "people make no stage"
     if isinstance(settings.oracle, SimulatedConfig):
-        return asdict(settings.oracle)
+        return settings.oracle.identity()
     return dict(settings.oracle)

@@ -2,11 +2,15 @@
 
     runs/<name>/<arm>/handoff/round-001/
         questions.jsonl    what was asked, one line a clip (`lsb.annotate.questions`)
+        again.jsonl        those of them to ask one person more about, for oracle=files
         rendered.parquet   how the sound of each clip was anonymised: stays here
         answers/*.jsonl    put here by people, for oracle=files (`lsb.annotate.answers`)
         taken.jsonl        every answer that was taken, skips included
         refused.txt        what the last pull did not take, and why
         closed.json        the round has gone on: later answers are not taken
+
+A clip whose answers the policy (`ledger`) cannot make a label of in some task is asked about again,
+of somebody who has not answered, until `oracle.further_answers` more have.
 
 Labels are in the ledger. All but `closed.json` can be made again; `taken.jsonl`, on which skips and
 costs rest, only until the round has gone on.
@@ -14,7 +18,8 @@ costs rest, only until the round has gone on.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -25,6 +30,7 @@ from launch.stages.annotators import HandOffConfig
 from launch.stages.settings import Settings
 from lsb.annotate.answers import SOURCE, Answer, Refused, Taken, take_answers
 from lsb.annotate.lines import read_lines, write_lines
+from lsb.annotate.questions import Question
 from lsb.annotate.simulated import unit_price
 from lsb.artifact import read_json, write_bytes, write_json
 from lsb.ledger import HOURS, Ledger
@@ -41,17 +47,38 @@ class Progress:
 
     Attributes:
         asked: clips that were chosen and not taken down.
-        done: those with enough answers or skips.
+        done: those with enough answers or skips, on which nobody more is to be asked.
         answered: those with at least one answer.
         wanted: done ones from which on the round goes on.
-        labellers: person -> clips answered or skipped.
+        enough: people who make a clip done where their answers leave nothing open.
+        people: clip -> who answered or skipped it.
+        again: clip -> tasks that one person more is to be asked about.
+        undecided: clip -> tasks that its answers leave open, and nobody more is asked.
     """
 
     asked: int
     done: int
     answered: int
     wanted: int
-    labellers: dict[str, int]
+    enough: int
+    people: Mapping[str, set[str]]
+    again: Mapping[str, tuple[str, ...]]
+    undecided: Mapping[str, tuple[str, ...]]
+
+    @property
+    def labellers(self) -> dict[str, int]:
+        """Person -> clips answered or skipped, by name."""
+        counts = Counter(name for who in self.people.values() for name in who)
+        return {name: counts[name] for name in sorted(counts)}
+
+    @property
+    def settled(self) -> list[str]:
+        """Clips that more people than that have answered, and nobody more is to be asked about."""
+        return [
+            clip
+            for clip, who in self.people.items()
+            if len(who) > self.enough and clip not in self.again
+        ]
 
     @property
     def is_enough(self) -> bool:
@@ -65,6 +92,19 @@ class Progress:
         return (
             f"{self.done} of {self.asked} clips are done, {self.wanted} are wanted"
             f"{f' ({who})' if who else ''}"
+            + (f"; {len(self.again)} wait for one person more" if self.again else "")
+            + (f"; {self.left_text}" if self.undecided else "")
+        )
+
+    @property
+    def left_text(self) -> str:
+        """What stays without a label although it was answered, "" if nothing does."""
+        if not self.undecided:
+            return ""
+        count = sum(map(len, self.undecided.values()))
+        return (
+            f"{count} {'judgement stays' if count == 1 else 'judgements stay'} undecided, of "
+            f"{len(self.undecided)} clips: no label of them is trained on"
         )
 
 
@@ -86,9 +126,10 @@ class RoundFolder:
                 "oracle=files or oracle=label_studio"
             )
         self.config: HandOffConfig = settings.oracle
-        self.number, self.stages = number, settings.stages
+        self.number, self.stages, self.merge = number, settings.stages, settings.merge
         self.path = settings.folder / settings.arm / "handoff" / f"round-{number:03d}"
         self.questions = self.path / "questions.jsonl"
+        self.again = self.path / "again.jsonl"
         self.rendered = self.path / "rendered.parquet"
         self.answers = self.path / "answers"
         self._taken = self.path / "taken.jsonl"
@@ -158,15 +199,44 @@ class RoundFolder:
         for answer in self.taken:
             if answer.clip_id in clips:
                 people[answer.clip_id].add(answer.labeller)
-        done = sum(len(who) >= self.config.answers_per_clip for who in people.values())
+        enough, most, closed = self.config.answers_per_clip, self.config.most_answers, self.closed
+        again: dict[str, tuple[str, ...]] = {}
+        undecided: dict[str, tuple[str, ...]] = {}
+        for clip, task in sorted(ledger.undecided(self.merge, self.number)):
+            count = len(people.get(clip, ()))
+            if count and (closed or count >= most):
+                undecided[clip] = (*undecided.get(clip, ()), task)
+            elif count >= enough:
+                again[clip] = (*again.get(clip, ()), task)
+        done = sum(len(who) >= enough for who in people.values()) - len(again)
         # A share of 0.3 of 10 clips is 3 of them, whatever 0.3 * 10 is in floating point.
         wanted = -int(-round(self.config.share * len(clips), 6) // 1)
-        counts: dict[str, int] = defaultdict(int)
-        for who in people.values():
-            for name in who:
-                counts[name] += 1
-        by_name = {name: counts[name] for name in sorted(counts)}
-        return Progress(len(clips), done, len(labelled), wanted, by_name)
+        return Progress(
+            len(clips), done, len(labelled), wanted, enough, dict(people), again, undecided
+        )
+
+    def write_again(self, progress: Progress) -> None:
+        """Write the questions that one person more is to be asked, and no others.
+
+        Args:
+            progress: of the round; the same one again writes the same file, and where nobody is to
+                be asked there is none.
+        """
+        with self.lock:
+            asked = [
+                question.model_copy(
+                    update={
+                        "tasks": progress.again[question.clip_id],
+                        "answered_by": tuple(sorted(progress.people[question.clip_id])),
+                    }
+                )
+                for question in (read_lines(self.questions, Question) if progress.again else ())
+                if question.clip_id in progress.again
+            ]
+            if asked:
+                write_lines(self.again, asked)
+            else:
+                self.again.unlink(missing_ok=True)
 
     def take(self, ledger: Ledger, answers: list[Answer], refused: list[Refused]) -> Taken:
         """Take answers into the ledger; the same ones again change nothing.
@@ -201,6 +271,7 @@ class RoundFolder:
                 progress = self.progress(ledger)
                 told = {"round": self.number, "asked": progress.asked, "done": progress.done}
                 write_json(self._closed, {"format": FORMAT, "version": VERSION, **told})
+            self.again.unlink(missing_ok=True)
             self._record_costs(ledger)
 
     def _record_costs(self, ledger: Ledger) -> None:

@@ -13,7 +13,15 @@ from vlmae.config import build, checked
 from vlmae.handoff import MediaConfig
 
 # What a round that waits may go on with other values of.
-NOT_HASHED = ("share", "url", "document_root", "media_url", "page", "processes")
+NOT_HASHED = (
+    "further_answers",
+    "share",
+    "url",
+    "document_root",
+    "media_url",
+    "page",
+    "processes",
+)
 
 
 class OracleOptions(TypedDict):
@@ -30,6 +38,8 @@ class HandOffConfig:
     Attributes:
         kind: `files`: JSON Lines and media in a folder; `label_studio`: a project a round.
         answers_per_clip: people who answer or skip a clip before it is done.
+        further_answers: how many others are asked at most, one after the other, about a clip that
+            the answers so far leave open in some task.
         share: of the clips that must be done before a round goes on, in (0, 1].
         price: of one judgement, a clip in a task, in units of your choice.
         hourly_wage: for the time that answers state.
@@ -45,6 +55,7 @@ class HandOffConfig:
 
     kind: Literal["files", "label_studio"]
     answers_per_clip: int = 1
+    further_answers: int = 1
     share: float = 1.0
     price: float = 0.0
     hourly_wage: float = 0.0
@@ -61,8 +72,9 @@ class HandOffConfig:
         for name in ("answers_per_clip", "processes", "page"):
             if getattr(self, name) < 1:
                 raise ValueError(f"oracle.{name} is {getattr(self, name)}: give 1 or more")
-        if self.neighbours < 0:
-            raise ValueError(f"oracle.neighbours is {self.neighbours}: give 0 or more")
+        for name in ("neighbours", "further_answers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"oracle.{name} is {getattr(self, name)}: give 0 or more")
         if not 0 < self.share <= 1:
             raise ValueError(f"oracle.share is {self.share}: give a share in (0, 1]")
         require_amounts("oracle", price=self.price, hourly_wage=self.hourly_wage)
@@ -72,6 +84,11 @@ class HandOffConfig:
             raise ValueError(
                 "oracle=label_studio needs oracle.url, and oracle.document_root or oracle.media_url"
             )
+
+    @property
+    def most_answers(self) -> int:
+        """People who are asked about one clip at most."""
+        return self.answers_per_clip + self.further_answers
 
     def identity(self) -> dict[str, Any]:
         """What of it can change which labels a run has."""

@@ -16,6 +16,7 @@ from launch.stages.data_set import DataSet
 from launch.stages.ledgers import ArmLedger, LedgerConfig
 from launch.stages.run_folder import run_name
 from lsb.acquisition.seeds import BroadeningConfig
+from lsb.annotate.simulated import FURTHER
 from lsb.expand import AcquisitionConfig, ExpandConfig
 from lsb.ledger import MergeConfig
 from lsb.pseudo import PseudoConfig
@@ -345,6 +346,9 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         del kept["budgets"]
     if not values["growing"]["every_epochs"]:  # as runs were before there was such a group
         del kept["growing"]
+    oracle = values["oracle"]
+    if oracle.get("kind") == "simulated" and oracle.get(FURTHER):  # of people it may be raised
+        kept["oracle"][FURTHER] = oracle[FURTHER]
     if values["strategy"]["communication_data_type"] == "fp32":  # the same
         kept["strategy"] = dict(values["strategy"])
         del kept["strategy"]["communication_data_type"]

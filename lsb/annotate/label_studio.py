@@ -144,6 +144,42 @@ class LabelStudio:
             }
         return exported, names
 
+    def reopen(
+        self,
+        exported: Sequence[Mapping[str, Any]],
+        again: Collection[str],
+        settled: Collection[str],
+    ) -> None:
+        """Offer tasks to one person more than has answered them, and others to nobody.
+
+        Label Studio offers a task to those who have not answered it while it is not `is_labeled`,
+        which it sets when as many answers are there as the task's `overlap` says. Raising the
+        overlap does not take it back; and a skip is no such answer, so that a task that was skipped
+        would be offered for ever. Doing it again with the same export changes nothing.
+
+        Args:
+            exported: see `export`.
+            again: clips to be offered.
+            settled: clips not to be.
+
+        Raises:
+            ValueError: the server cannot be reached or refuses something; says what.
+        """
+        tasks: dict[str, list[tuple[int, int]]] = {}
+        for task in exported:
+            answers = [one for one in task.get("annotations", ()) if not one.get("was_cancelled")]
+            clip = str(task.get("data", {}).get(CLIP, ""))
+            tasks.setdefault(clip, []).append((-len(answers), int(task["id"])))
+        with _refusals(self.url):
+            for clip in [one for one in (*again, *settled) if one in tasks]:
+                # Of a clip with two tasks that one which most people are kept from answering again.
+                count, number = min(tasks[clip])
+                held = self._client.tasks.get(id=str(number))
+                wanted = (1 - count, False) if clip in again else (held.overlap, True)
+                if (held.overlap, held.is_labeled) != wanted:
+                    overlap, labelled = wanted
+                    self._client.tasks.update(id=str(number), overlap=overlap, is_labeled=labelled)
+
     def _find(self, mark: str) -> int | None:
         found = [
             int(project.id)

@@ -6,7 +6,9 @@ ledger is, and so do the parameters of an anonymisation: with them it could be u
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from lsb.annotate.lines import ClipId, Line
 
@@ -62,6 +64,8 @@ class Question(Line):
         predictions: task -> what the model says; none where the round scored no clip.
         why: why it was chosen.
         neighbours: labelled clips near to it, nearest first.
+        answered_by: people who have answered already and are not to be asked, where the clip is
+            asked about again; `tasks` are those that are open then. Not in the line otherwise.
     """
 
     format: Literal["vlmae-question-1"] = "vlmae-question-1"
@@ -74,6 +78,14 @@ class Question(Line):
     predictions: dict[str, Prediction]
     why: Reason
     neighbours: tuple[Neighbour, ...]
+    answered_by: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_nobody(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = whole(self)
+        if not self.answered_by:
+            del told["answered_by"]
+        return told
 
 
 def why_text(why: Reason) -> str:

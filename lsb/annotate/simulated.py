@@ -3,12 +3,14 @@
 They know the truth, as `lsb.annotate.oracle.Oracle` does, and give wrong answers by chance: a
 negative is called positive at one rate, a positive negative at another. Whether they do depends on
 (seed, annotator, clip, task) alone, so that asking again gives the same answers, whatever else is
-asked beside. What the work costs comes with the answers, see `Judged`.
+asked beside. Where their answers leave an item open, others may be asked. What the work costs comes
+with the answers, see `Judged`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ import pyarrow as pa
 from lsb.acquisition.random import uniform
 from lsb.annotate import ANNOTATIONS, annotation_table
 from lsb.annotate.oracle import Oracle
-from lsb.ids import IdArray, from_bytes
+from lsb.ids import IdArray, from_bytes, to_hex
 
 COST_FIELDS: dict[str, pa.DataType] = {
     "labeller": pa.string(),
@@ -30,6 +32,9 @@ COST_FIELDS: dict[str, pa.DataType] = {
 }
 COSTS = pa.schema(COST_FIELDS)
 SECONDS_PER_HOUR = 3600
+FURTHER = "further_answers"
+OpenItems = Callable[[pa.Table], Collection[tuple[str, str]]]
+"""From the answers so far, the items (clip id in hexadecimal digits, task) that they leave open."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class SimulatedConfig:
     Attributes:
         annotators: name -> annotator; labels bear `oracle:<name>`.
         answers_per_clip: how many annotators are asked about a clip, drawn by the clip's id.
+        further_answers: how many others are asked at most, one after the other, about items that
+            the answers so far leave open.
         hourly_wage: for the time that judgements take, in the units of `price`.
         seed: of errors, skips and of who is asked.
         kind: tells this group from the others of `conf/oracle`.
@@ -93,6 +100,7 @@ class SimulatedConfig:
 
     annotators: dict[str, SimulatedAnnotator]
     answers_per_clip: int = 1
+    further_answers: int = 0
     hourly_wage: float = 0.0
     seed: int = 0
     kind: Literal["simulated"] = "simulated"
@@ -103,11 +111,25 @@ class SimulatedConfig:
                 f"oracle.answers_per_clip is {self.answers_per_clip} of {len(self.annotators)} "
                 "annotators: ask at least one, and no more than there are"
             )
+        most = len(self.annotators) - self.answers_per_clip
+        if not 0 <= self.further_answers <= most:
+            raise ValueError(
+                f"oracle.{FURTHER} is {self.further_answers}, and of {len(self.annotators)} "
+                f"annotators {self.answers_per_clip} are asked anyway (oracle.answers_per_clip): "
+                f"give 0 to {most}"
+            )
         require_amounts("oracle", hourly_wage=self.hourly_wage)
+
+    def identity(self) -> dict[str, Any]:
+        """What a stage of their answers and costs is known by."""
+        values = asdict(self)
+        if not self.further_answers:  # as stages were before others could be asked
+            del values[FURTHER]
+        return values
 
     def deciding(self) -> dict[str, Any]:
         """What decides the answers: all but time and money."""
-        values = asdict(self)
+        values = self.identity()
         del values["hourly_wage"]
         for told in values["annotators"].values():
             del told["seconds"], told["price"]
@@ -156,13 +178,21 @@ class SimulatedAnnotators:
         """Labels of clips; see `lsb.annotate.Annotator` and `judge`."""
         return self.judge(ids, keys, tasks).annotations
 
-    def judge(self, ids: IdArray, keys: Sequence[str], tasks: Sequence[str]) -> Judged:
+    def judge(
+        self,
+        ids: IdArray,
+        keys: Sequence[str],
+        tasks: Sequence[str],
+        open_items: OpenItems | None = None,
+    ) -> Judged:
         """Have clips labelled.
 
         Args:
             ids: (N,) S16.
             keys: their N keys.
             tasks: what to judge.
+            open_items: says which items `further_answers` others are asked about; None asks nobody
+                again.
 
         Raises:
             ValueError: a clip or a task is not in the truth table.
@@ -174,28 +204,40 @@ class SimulatedAnnotators:
                 f"oracle.annotators gives rates of task {absent[0]!r}, asked are {list(tasks)}: "
                 "name tasks of the model"
             )
-        asked = _asked(ids, names, self.config)
-        answered: list[pa.Table] = []
-        costs: list[dict[str, Any]] = []
-        for name in names:
-            told = self.config.annotators[name]
-            mine = np.flatnonzero(asked[name])
-            skipped = uniform(ids[mine], "skip", seed, name) < told.skip
+        place = _places(ids, names, self.config)
+        answered = [ANNOTATIONS.empty_table()]
+        made: Counter[str] = Counter()
+        skips: Counter[str] = Counter()
+
+        def ask(name: str, mine: npt.NDArray[np.intp], of: Sequence[str]) -> None:
+            skipped = uniform(ids[mine], "skip", seed, name) < self.config.annotators[name].skip
             kept = mine[~skipped]
-            truth = self._truth.annotate(ids[kept], [keys[row] for row in kept], tasks)
+            truth = self._truth.annotate(ids[kept], [keys[row] for row in kept], of)
             answered.append(self._with_errors(name, truth))
-            every = len(mine) * len(tasks)
-            costs.append(
-                {
-                    "labeller": labeller_name(name),
-                    "judgements": every,
-                    "skipped": int(skipped.sum()) * len(tasks),
-                    "seconds": every * told.seconds,
-                    "unit_price": self.config.unit_price(name),
-                }
-            )
-        rows = pa.concat_tables([ANNOTATIONS.empty_table(), *answered]).to_pylist()
+            made[name] += len(mine) * len(of)
+            skips[name] += int(skipped.sum()) * len(of)
+
+        first = self.config.answers_per_clip
+        for name in names:
+            ask(name, np.flatnonzero(place[name] < first), tasks)
+        for turn in range(first, first + (self.config.further_answers if open_items else 0)):
+            still = set(open_items(pa.concat_tables(answered)) if open_items else ())
+            for task in tasks:
+                wanted = np.array([(clip, task) in still for clip in to_hex(ids)], dtype=np.bool_)
+                for name in names if wanted.any() else ():
+                    ask(name, np.flatnonzero(wanted & (place[name] == turn)), [task])
+        rows = pa.concat_tables(answered).to_pylist()
         rows.sort(key=lambda row: (row["id"], row["task"], row["labeller"]))
+        costs = [
+            {
+                "labeller": labeller_name(name),
+                "judgements": made[name],
+                "skipped": skips[name],
+                "seconds": made[name] * self.config.annotators[name].seconds,
+                "unit_price": self.config.unit_price(name),
+            }
+            for name in names
+        ]
         return Judged(
             pa.Table.from_pylist(rows, schema=ANNOTATIONS),
             pa.Table.from_pylist(costs, schema=COSTS),
@@ -241,13 +283,13 @@ def require_amounts(group: str, **amounts: float) -> None:
             raise ValueError(f"{group}.{name} is {value}: give a number of 0 or more")
 
 
-def _asked(
+def _places(
     ids: IdArray, names: Sequence[str], config: SimulatedConfig
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """Annotator -> (N,) whether it is asked about each clip."""
+) -> dict[str, npt.NDArray[np.intp]]:
+    """Annotator -> (N,) its place in the order in which each clip's annotators are asked."""
     drawn = np.stack([uniform(ids, "asked", config.seed, name) for name in names])
     place = np.argsort(np.argsort(drawn, axis=0, kind="stable"), axis=0, kind="stable")
-    return {name: place[row] < config.answers_per_clip for row, name in enumerate(names)}
+    return {name: place[row] for row, name in enumerate(names)}
 
 
 def _require_share(name: str, value: float) -> None:

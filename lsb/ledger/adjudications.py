@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import sqlalchemy as sa
 
 from lsb.ids import ID_TYPE
 from lsb.ledger.database import all_rows
-from lsb.ledger.merge import Decision
-from lsb.ledger.quality import Item, Votes
-from lsb.ledger.rows import ANNOTATION_KEY, by_text
+from lsb.ledger.merge import Decision, MergeConfig, decide
+from lsb.ledger.quality import Item, Votes, current_votes
+from lsb.ledger.rows import ANNOTATION_KEY, annotation_rows, by_text
 from lsb.ledger.tables import ADJUDICATIONS, ANNOTATED, EVIDENCE, GOLD, Row
 
 QUEUE_FIELDS: dict[str, pa.DataType] = {
@@ -84,12 +85,69 @@ def last_decisions(history: Iterable[Row], through_round: int | None = None) -> 
     }
 
 
+@dataclass(frozen=True)
+class Deliberation:
+    """What a policy says of a ledger, before anything of it is written.
+
+    Attributes:
+        history: see `read_adjudications`.
+        last: its `last_decisions` through the round.
+        votes: the answers that count.
+        decisions: item -> decision.
+    """
+
+    history: Sequence[Row]
+    last: Mapping[Item, Row]
+    votes: Votes
+    decisions: Mapping[Item, Decision]
+
+
+def deliberate(connection: sa.Connection, config: MergeConfig, through_round: int) -> Deliberation:
+    """Decide all items by what a ledger holds through a round; writes nothing.
+
+    Args:
+        connection: to the ledger.
+        config: the policy.
+        through_round: answers of later rounds are not looked at.
+    """
+    query = sa.select(ANNOTATED).where(ANNOTATED.c.round <= through_round)
+    votes = current_votes(all_rows(connection, query), config.sources)
+    history = read_adjudications(connection)
+    last = last_decisions(history, through_round)
+    known = known_labels(connection, through_round)
+    return Deliberation(history, last, votes, decide(votes, known, config, last))
+
+
+def left_open(decisions: Mapping[Item, Decision]) -> set[Item]:
+    """Items that have no label."""
+    return {item for item, decision in decisions.items() if decision.label is None}
+
+
+def open_after(
+    annotations: pa.Table, number: int, before: Iterable[Row], config: MergeConfig
+) -> set[Item]:
+    """Items of a round that is not recorded yet which a policy would leave open.
+
+    The table `gold` has no say: it may grow while the round is the last one, and who was asked
+    must not change with it.
+
+    Args:
+        annotations: of the round so far, schema `lsb.annotate.ANNOTATIONS`.
+        number: of the round.
+        before: annotations of earlier rounds, as the ledger has them.
+        config: the policy.
+    """
+    rows = [*before, *annotation_rows(number, annotations)]
+    known = {
+        (row["clip_id"], row["task"]): int(row["label"]) for row in rows if row["source"] == "gold"
+    }
+    asked = {(row["id"].hex(), row["task"]) for row in annotations.to_pylist()}
+    return left_open(decide(current_votes(rows, config.sources), known, config)) & asked
+
+
 def write_decisions(
     connection: sa.Connection,
-    history: Sequence[Row],
-    last: Mapping[Item, Row],
-    decisions: Mapping[Item, Decision],
-    votes: Votes,
+    found: Deliberation,
     policy: str,
     through_round: int,
     time: str,
@@ -98,10 +156,7 @@ def write_decisions(
 
     Args:
         connection: in a writing transaction that holds the ledger's write lock.
-        history: what `read_adjudications` reads in it.
-        last: its `last_decisions` through that round.
-        decisions: item -> decision.
-        votes: that they were made from, none later than `through_round`.
+        found: what was found in it through that round.
         policy: `MergeConfig.name`.
         through_round: a recorded round.
         time: of the decisions, in UTC.
@@ -110,15 +165,15 @@ def write_decisions(
         How many were recorded.
     """
     numbers: dict[Item, int] = {}
-    for row in history:
+    for row in found.history:
         item = (row["clip_id"], row["task"])
         numbers[item] = max(numbers.get(item, 0), row["number"])
     changed: list[Row] = []
     evidence: list[Row] = []
-    for item, decision in decisions.items():
-        answers = votes[item]
+    for item, decision in found.decisions.items():
+        answers = found.votes[item]
         origin = {(labeller, row["round"]) for labeller, row in answers.items()}
-        held = last.get(item)
+        held = found.last.get(item)
         if held is not None:
             before = (held["label"], held["policy"], held["evidence"])
             if before == (decision.label, policy, origin):

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from lsb.annotate import PSEUDO, SOURCES
 from lsb.ids import IdArray, from_hex
 from lsb.ledger.adjudications import (
+    deliberate,
     known_labels,
-    last_decisions,
+    left_open,
     read_adjudications,
     read_queue,
     write_decisions,
@@ -24,7 +25,7 @@ from lsb.ledger.adjudications import (
 from lsb.ledger.database import all_rows, insert_absent, name_of, open_database, writing
 from lsb.ledger.labels import counted_labels, training_table
 from lsb.ledger.measured import require_measurable
-from lsb.ledger.merge import MergeConfig, decide
+from lsb.ledger.merge import MergeConfig
 from lsb.ledger.quality import AnnotatorQuality, Item, annotator_quality, current_votes
 from lsb.ledger.rows import (
     ANNOTATION_KEY,
@@ -319,17 +320,20 @@ class Ledger:
             through = connection.execute(last).scalar()
             if through is None:  # no round, and so no answers
                 return Adjudicated(0, 0, 0)
-            query = sa.select(ANNOTATED).where(ANNOTATED.c.round <= through)
-            votes = current_votes(all_rows(connection, query), config.sources)
-            history = read_adjudications(connection)
-            known = known_labels(connection, through)
-            decided = last_decisions(history, through)
-            decisions = decide(votes, known, config, decided)
-            recorded = write_decisions(
-                connection, history, decided, decisions, votes, config.name, through, time
-            )
-        resolved = sum(decision.label is not None for decision in decisions.values())
-        return Adjudicated(len(decisions), resolved, recorded)
+            found = deliberate(connection, config, through)
+            recorded = write_decisions(connection, found, config.name, through, time)
+        items = len(found.decisions)
+        return Adjudicated(items, items - len(left_open(found.decisions)), recorded)
+
+    def undecided(self, config: MergeConfig, through_round: int) -> set[Item]:
+        """Items that `adjudicate` would leave unresolved now; writes nothing.
+
+        Args:
+            config: see `adjudicate`.
+            through_round: see `adjudicate`.
+        """
+        with self.engine.connect() as connection:
+            return left_open(deliberate(connection, config, through_round).decisions)
 
     def queue(self) -> pa.Table:
         """Items to ask another annotator about: those that the last adjudication left unresolved.

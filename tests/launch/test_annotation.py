@@ -74,6 +74,34 @@ def test_a_noisy_crowd_answers_twice_and_is_paid(tiny: TinyRun, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_a_noisy_crowd_asks_another_about_what_two_leave_open(
+    tiny: TinyRun, tmp_path: Path
+) -> None:
+    folder = tiny.copy_of_shared_stages(tmp_path)
+    overrides = ("experiment=tiny", "arms=[]", "controls=false", "rounds=1", "oracle=noisy")
+    command = ("-m", "launch.round", *overrides, "oracle.further_answers=1", "name=asking")
+    done = run_python(*command, "ledger=gold_weighted", "ledger.agreement=0.6", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    place = folder / "runs" / "asking" / "lsb_lt" / "ledger.sqlite"
+    with Ledger.open(place, create=False) as ledger:
+        who = Counter((row["clip_id"], row["task"]) for row in ledger.annotations())
+        every = [row for row in ledger.costs() if row["entry"] == "judgements"]
+        open_items = {(row["id"].hex(), row["task"]) for row in ledger.queue().to_pylist()}
+    for number, clips in ((0, None), (1, 16)):
+        paid = sum(row["count"] for row in every if row["round"] == number)
+        assert clips is None or 2 * clips * 3 < paid < 3 * clips * 3
+    assert 3 in who.values()
+    assert max(who.values()) == 3
+    # A clip that one skipped has two answers after three were asked.
+    assert all(who[item] >= 2 for item in open_items)
+    before = place.read_bytes()
+    again = run_python(*command, "ledger=gold_weighted", "ledger.agreement=0.6", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert " 0 made, " in again.stdout
+    assert place.read_bytes() == before
+
+
+@pytest.mark.slow
 def test_a_crowd_that_is_weighed_by_all_its_answers_changes_no_earlier_round(
     tiny: TinyRun, tmp_path: Path
 ) -> None:
@@ -206,8 +234,16 @@ def test_where_people_work_is_no_identity() -> None:
     assert base == moved
     other = settings("oracle=label_studio", "oracle.media.anonymise.method=shift").identity
     assert base != other
+    more = settings("oracle=label_studio", "oracle.further_answers=3").identity
+    assert base == more
     exact = as_dict(compose_config("round", ["experiment=tiny"]))["oracle"]
     assert settings().identity["oracle"] == exact == {"noise": 0.0, "seed": 0}
+
+
+def test_whether_simulated_annotators_are_asked_again_is_an_identity() -> None:
+    noisy, asking = settings("oracle=noisy"), settings("oracle=noisy", "oracle.further_answers=1")
+    assert "further_answers" not in noisy.identity["oracle"]
+    assert asking.identity["oracle"] == noisy.identity["oracle"] | {"further_answers": 1}
 
 
 @pytest.mark.parametrize(
@@ -217,6 +253,7 @@ def test_where_people_work_is_no_identity() -> None:
         ({"noise": 0.1}, "oracle.seed: Field required"),
         ({"kind": "files", "share": 0}, "oracle.share is 0"),
         ({"kind": "files", "answers_per_clip": 0}, "oracle.answers_per_clip is 0"),
+        ({"kind": "files", "further_answers": -1}, "oracle.further_answers is -1"),
         ({"kind": "files", "price": -1}, "oracle.price is -1"),
         ({"kind": "files", "neighbours": -1}, "oracle.neighbours is -1"),
         ({"kind": "label_studio"}, "oracle=label_studio needs oracle.url"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from launch import annotate
 from launch.labelling import handoff
 from launch.labelling.handoff import RoundFolder
 from launch.labelling.questions import Stores, _Labelled
+from launch.stages.annotators import HandOffConfig
 from launch.stages.settings import Settings
 from lsb import ids as sample_ids
 from lsb.annotate import annotation_table
 from lsb.annotate.answers import Answer
+from lsb.annotate.lines import read_lines, write_lines
+from lsb.annotate.questions import Media, Question, Reason
 from lsb.ids import sample_id
 from lsb.ledger import HOURS, Ledger, Round
 from lsb.selection import CHOSEN
@@ -127,6 +131,109 @@ def test_answers_of_a_clip_that_was_taken_down_stop_no_pull(
     (folder.answers / "late.jsonl").write_text(json.dumps(more | {"clip_id": "0" * 32}))
     with pytest.raises(ValueError, match="was not asked about in this round"):
         annotate.pull(settings, said.append)
+
+
+def question(key: str) -> Question:
+    why = dict.fromkeys(("seed_id", "seed_kind", "task", "similarity", "lookalike_threshold"))
+    return Question(
+        clip_id=sample_id(key).hex(),
+        round=1,
+        tasks=("relevance", "unsafe"),
+        title="",
+        media=Media(video="v", contact_sheet="c", waveform="w", mel="m"),
+        anonymisation="as it was",
+        predictions={},
+        why=Reason(reason="fill", rank=1, **why),
+        neighbours=(),
+    )
+
+
+class Office:
+    """People who answer round 1 by files."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.folder = settings, RoundFolder(settings, 1)
+        self.folder.answers.mkdir(parents=True)
+        write_lines(self.folder.questions, map(question, KEYS))
+
+    def pull(self, **files: list[Answer]) -> list[str]:
+        for name, told in files.items():
+            write_lines(self.folder.answers / f"{name}.jsonl", told)
+        said: list[str] = []
+        annotate.pull(self.settings, said.append)
+        return said
+
+    def asked(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+        if not self.folder.again.is_file():
+            return []
+        lines = read_lines(self.folder.again, Question)
+        return [(line.clip_id, line.tasks, line.answered_by) for line in lines]
+
+
+def changed(settings: Settings, **oracle: Any) -> Settings:
+    assert isinstance(settings.oracle, HandOffConfig)
+    return replace(settings, oracle=replace(settings.oracle, **oracle))
+
+
+def test_what_two_people_disagree_about_a_third_is_asked(
+    settings: Settings, ledger: Ledger
+) -> None:
+    office = Office(changed(settings, answers_per_clip=2))
+    assert "answered_by" not in office.folder.questions.read_text()
+    both = {"relevance": 1, "unsafe": 1}
+    said = office.pull(
+        ann=[answer(key, labels=both) for key in KEYS],
+        bob=[answer("a", "bob", labels=both), answer("b", "bob", labels=both | {"unsafe": 0})],
+    )
+    b = sample_id("b").hex()
+    assert said[-2].startswith("1 judgements of 1 clips are open: hand ")
+    assert said[-1] == (
+        "round 1: 1 of 3 clips are done, 3 are wanted (ann 3, bob 2); 1 wait for one person more"
+    )
+    assert office.asked() == [(b, ("unsafe",), ("ann", "bob"))]
+    before = office.folder.again.read_bytes()
+    office.pull(bob=[answer("a", "bob", labels=both), answer("b", "bob", labels=both)])
+    assert office.folder.again.read_bytes() == before, "ann and bob have said what they say"
+    files = {
+        "bob": [answer("a", "bob", labels=both), answer("b", "bob", labels=both | {"unsafe": 0})],
+        "cyd": [answer("b", "cyd", labels={"unsafe": 0}), answer("c", "cyd", labels=both)],
+    }
+    assert office.pull(**files)[-1] == (
+        "round 1: 3 of 3 clips are done, 3 are wanted (ann 3, bob 2, cyd 2)"
+    )
+    assert office.asked() == []
+    office.folder.close(ledger)
+    ledger.adjudicate(office.settings.merge, 1)
+    table = {row["key"]: row for row in ledger.training_set(1).to_pylist()}
+    assert (table["b"]["label_relevance"], table["b"]["label_unsafe"]) == (1, 0)
+    paid = {row["payee"]: row["count"] for row in ledger.costs() if row["entry"] != HOURS}
+    assert paid == {"ann": 6, "bob": 4, "cyd": 3}
+
+
+def test_what_stays_open_is_told_and_asked_no_more(settings: Settings, ledger: Ledger) -> None:
+    office = Office(changed(settings, answers_per_clip=2, further_answers=1))
+    no = {"relevance": 0}
+    files = {
+        "ann": [answer(key) for key in KEYS],
+        "bob": [answer("a", "bob", labels=no), answer("b", "bob", labels=no), answer("c", "bob")],
+    }
+    office.pull(**files)
+    assert [clip for clip, _, _ in office.asked()] == [sample_id(key).hex() for key in "ab"]
+    said = office.pull(**files, cyd=[answer("a", "cyd", labels={}, skipped=True)])
+    left = "1 judgement stays undecided, of 1 clips: no label of them is trained on"
+    assert said[-1].endswith(f"; 1 wait for one person more; {left}")
+    assert [clip for clip, _, _ in office.asked()] == [sample_id("b").hex()]
+    more = RoundFolder(changed(office.settings, further_answers=2), 1).progress(ledger)
+    assert len(more.again) == 2, "the bound may be raised while the round waits"
+    none = RoundFolder(changed(office.settings, further_answers=0), 1).progress(ledger)
+    assert (len(none.again), none.done, len(none.undecided)) == (0, 3, 2)
+    closing: list[str] = []
+    annotate.close(office.settings, closing.append)
+    both = "2 judgements stay undecided, of 2 clips: no label of them is trained on"
+    assert closing[-1].endswith(f"(ann 3, bob 3, cyd 1); {both}")
+    assert office.asked() == []
+    assert office.pull()[-1].endswith(both)
+    assert office.asked() == []
 
 
 class _Vectors:

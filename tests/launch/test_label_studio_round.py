@@ -39,7 +39,7 @@ class Team:
         self.client = LabelStudio(base_url=server.url, api_key=server.key)
         self.people = {
             name: self.client.users.create(username=name, email=f"{name}@example.com").id
-            for name in ("ann", "bob")
+            for name in ("ann", "bob", "cyd")
         }
         (project,) = list(self.client.projects.list())
         self.project = project.id
@@ -79,8 +79,10 @@ def test_a_round_is_annotated_merged_and_trained_on(
     assert len(team.tasks) == BUDGET
     shown_to_people(label_studio, run, team)
     while_people_work(run, team, monkeypatch)
+    one_person_more(label_studio, run, team, monkeypatch)
     finished = run.round()
     assert finished.returncode == 0, finished.stderr
+    assert "round 1 goes on; 1 judgement stays undecided" in finished.stderr
     trained_on(run)
     late = team.tasks[9]
     team.answer(9, "ann", "no")
@@ -145,17 +147,19 @@ def while_people_work(run: PeopleRun, team: Team, monkeypatch: pytest.MonkeyPatc
     team.answer(8, "ann", "no")  # the same task a second time
 
     said = run.act("pull", monkeypatch)
-    assert "84 labels are new, 3 answers were not taken" in said[-2]
+    assert "84 labels are new, 3 answers were not taken" in said[-3]
     refused = (run.handoff / "refused.txt").read_text("utf-8")
     assert "valid labels: ['yes', 'no']" in refused
     assert refused.count("answered again: the first counts") == 2
-    assert "19 of 20 clips are done, 19 are wanted" in said[-1]
+    assert "14 of 20 clips are done, 19 are wanted" in said[-1]
+    assert "; 5 wait for one person more" in said[-1]
+    assert said[-2].startswith("5 judgements of 5 clips are open: ")
     held, taken = run.annotations(), (run.handoff / "taken.jsonl").read_bytes()
     assert Counter(row["labeller"] for row in held) == {
         "ann@example.com": 60,
         "bob@example.com": 54,
     }
-    assert "0 labels are new" in run.act("pull", monkeypatch)[-2]
+    assert "0 labels are new" in run.act("pull", monkeypatch)[-3]
     assert (run.annotations(), (run.handoff / "taken.jsonl").read_bytes()) == (held, taken)
 
     # Everything in one pull, from before the first: the same ledger.
@@ -164,26 +168,64 @@ def while_people_work(run: PeopleRun, team: Team, monkeypatch: pytest.MonkeyPatc
     shutil.copytree(run.handoff, aside)
     run.ledger.write_bytes(empty)
     (run.handoff / "taken.jsonl").unlink()
-    assert "114 labels are new" in run.act("pull", monkeypatch)[-2]
+    assert "114 labels are new" in run.act("pull", monkeypatch)[-3]
     assert (run.annotations(), (run.handoff / "taken.jsonl").read_bytes()) == (held, taken)
     run.ledger.write_bytes(with_all)
 
     status = run_python("-m", "launch.annotate", "status", *run.overrides, cwd=run.folder)
-    assert "round 1 (open): 19 of 20 clips are done" in status.stdout, status.stderr
+    assert "round 1 (open): 14 of 20 clips are done" in status.stdout, status.stderr
+
+
+def one_person_more(
+    server: LabelStudioServer, run: PeopleRun, team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ann and bob disagree about is offered to others, and nothing else is."""
+
+    def offered() -> set[int]:
+        held = team.client.tasks.list(project=team.project, fields="all")
+        return {task.id for task in held if not task.is_labeled} & {t.id for t in team.tasks}
+
+    # Label Studio counts no skip: it goes on offering a task that bob skipped.
+    skipped = {team.tasks[5].id}
+    assert offered() == {task.id for task in team.tasks[:5]} | skipped
+    headers = {"Authorization": f"Token {server.key}"}  # the owner has answered nothing
+    following = httpx.get(f"{server.url}/api/projects/{team.project}/next", headers=headers)
+    assert following.json()["id"] in offered()
+
+    team.answer(0, "cyd")
+    team.answer(1, "cyd")
+    team.answer(2, "cyd", "no")
+    team.answer(3, "cyd", was_cancelled=True, result=[])
+    said = run.act("pull", monkeypatch)
+    assert "9 labels are new" in said[-3]
+    assert "18 of 20 clips are done, 19 are wanted" in said[-1]
+    assert "; 1 wait for one person more; 1 judgement stays undecided, of 1 clips" in said[-1]
+    assert offered() == {team.tasks[4].id} | skipped, "three have been asked about the fourth"
+    still = run.round()
+    assert still.returncode == 75
+    team.answer(4, "cyd", "no")
+    said = run.act("pull", monkeypatch)
+    assert "3 labels are new" in said[-2]
+    assert "19 of 20 clips are done, 19 are wanted" in said[-1]
+    assert offered() == skipped
+    held = run.annotations()
+    assert "0 labels are new" in run.act("pull", monkeypatch)[-2]
+    assert run.annotations() == held
 
 
 def trained_on(run: PeopleRun) -> None:
-    """What two people agree on is in the training set; conflicts wait in the queue."""
+    """What most people say is in the training set; what they leave open is in the queue."""
     with Ledger.open(run.ledger, create=False) as ledger:
         queue = ledger.queue().to_pylist()
         assert {(row["task"], tuple(row["labels"])) for row in queue} == {("relevance", (1, 0))}
-        assert len(queue) == 5
+        assert len(queue) == 1
         assert ledger.adjudicate(MergeConfig()).recorded == 0
         people = {row["clip_id"] for row in ledger.annotations() if row["source"] == "human"}
         costs = {(row["payee"], row["entry"]): row for row in ledger.costs()}
-    ann, bob = "ann@example.com", "bob@example.com"
+    ann, bob, cyd = (f"{name}@example.com" for name in ("ann", "bob", "cyd"))
     assert costs[ann, "hand-off"]["count"] == 60
     assert costs[bob, "hand-off"]["count"] == 57  # a skip takes time, too
+    assert costs[cyd, "hand-off"]["count"] == 15
     assert costs[ann, "hand-off"]["unit_price"] == pytest.approx(18 * 2 / 3600)
     assert costs[ann, HOURS]["unit_price"] == pytest.approx(2 / 3600)
     assert len(people) == BUDGET
@@ -197,5 +239,6 @@ def trained_on(run: PeopleRun) -> None:
     (last,) = [rows for rows in sets if len(rows) == rounds[1]["labels"]]
     mine = [row for row in last if row["id"].hex() in people]
     assert len(mine) == BUDGET
-    assert sum(row["label_relevance"] is None for row in mine) == 5
-    assert sum(row["label_relevance"] == 1 for row in mine) == BUDGET - 5
+    assert sum(row["label_relevance"] is None for row in mine) == 1
+    assert sum(row["label_relevance"] == 0 for row in mine) == 2
+    assert sum(row["label_relevance"] == 1 for row in mine) == BUDGET - 3

@@ -139,6 +139,22 @@ def test_disagreement_goes_to_the_queue_and_comes_back_resolved(ledger: Ledger) 
     assert set(raw) < set(content(ledger)["annotations"])
 
 
+def test_what_an_adjudication_would_leave_open_is_told_without_one(ledger: Ledger) -> None:
+    ledger.import_annotations(1, answers("ann", {"a": 1, "b": 1, "c": 1}))
+    ledger.import_annotations(1, answers("bob", {"a": 1, "b": 0, "c": 0}))
+    ledger.add_gold(gold({"c": 1}))
+    held = content(ledger)
+    told = ledger.undecided(MergeConfig(), 1)
+    assert content(ledger) == held
+    assert told == {(sample_id("b").hex(), "x")}
+    assert ledger.undecided(MergeConfig(minimum_annotators=3), 1) == told | {
+        (sample_id("a").hex(), "x")
+    }
+    assert ledger.undecided(MergeConfig(), 0) == set()
+    ledger.adjudicate(MergeConfig())
+    assert {(row["id"].hex(), row["task"]) for row in ledger.queue().to_pylist()} == told
+
+
 def test_adjudications_of_other_sources_are_not_used(ledger: Ledger) -> None:
     ledger.import_annotations(1, answers("ann", {"a": 1}))
     ledger.import_annotations(1, labels({("a", "x"): 0}, "oracle", "oracle"))

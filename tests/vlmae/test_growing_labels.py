@@ -125,6 +125,22 @@ def test_answers_of_several_annotators_are_merged_as_between_rounds(tmp_path: Pa
         assert ledger.costs() == costs
 
 
+@pytest.mark.parametrize("policy", ["majority", "gold_weighted"])
+def test_another_annotator_is_asked_where_two_decide_nothing(tmp_path: Path, policy: Any) -> None:
+    place = str(tmp_path / "ledger.sqlite")
+    asking = dataclasses.replace(CROWD, further_answers=1)
+    for _ in range(2):  # a training that was killed asks again
+        source = crowd(place, asking, policy=policy)
+        labels = source.labels(a_round(1), candidates(*CLIPS), NOBODY, NONE, TASKS)
+        with Ledger.open(place) as ledger:
+            count = len(ledger.annotations())
+            paid = [row["count"] for row in ledger.costs() if row["entry"] == "judgements"]
+            assert ledger.undecided(MergeConfig(policy=policy), 1) == set()
+    assert len({row[0] for row in rows_of(labels)}) == len(CLIPS)
+    assert len(CLIPS) * 2 * len(TASKS) < sum(paid)
+    assert count <= sum(paid) < len(CLIPS) * 3 * len(TASKS)
+
+
 def test_what_decides_answers_is_part_of_their_identity() -> None:
     zoe = CROWD.annotators["zoe"]
     same = [
@@ -134,6 +150,7 @@ def test_what_decides_answers_is_part_of_their_identity() -> None:
     others = [
         dataclasses.replace(CROWD, seed=1),
         dataclasses.replace(CROWD, answers_per_clip=1),
+        dataclasses.replace(CROWD, further_answers=1),
         _with(zoe=dataclasses.replace(zoe, skip=0.3)),
         _with(zoe=dataclasses.replace(zoe, false_positive=0.9)),
         _with(zoe=dataclasses.replace(zoe, tasks={"unsafe": FlipRates(0.5, 0.5)})),

@@ -18,7 +18,7 @@ from lsb.annotate.simulated import SimulatedAnnotators
 from lsb.ids import ID_TYPE, IdArray, from_arrow, texts, to_bytes
 from lsb.labelled import LABEL
 from lsb.ledger import Ledger, MergeConfig, Round
-from lsb.ledger.judgements import record_judgements
+from lsb.ledger.judgements import Undecided, record_judgements
 
 TRAINING_SOURCES = tuple(source for source in SOURCES if source != "gold")
 
@@ -170,7 +170,8 @@ class FromAnnotators:
         self, ledger: Ledger, record: Round, candidates: pa.Table, tasks: Sequence[str]
     ) -> None:
         ids, keys = from_arrow(candidates["id"]), texts(candidates["key"])
-        judged = self.annotators.judge(ids, keys, tasks)
+        again = Undecided.of(ledger, record.round, self.merge)
+        judged = self.annotators.judge(ids, keys, tasks, again)
         ledger.record_round(record, candidates, judged.annotations)
         record_judgements(ledger, record.round, judged.costs)
         ledger.adjudicate(self.merge, record.round)

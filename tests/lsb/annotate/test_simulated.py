@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -87,6 +88,47 @@ def test_an_answer_depends_on_its_clip_alone() -> None:
     } == {place: label for place, label in every.items() if place[0] in keys}
 
 
+def ties(annotations: pa.Table) -> set[tuple[str, str]]:
+    told: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row in annotations.to_pylist():
+        told[row["id"].hex(), row["task"]].append(row["label"])
+    return {item for item, given in told.items() if 2 * sum(given) == len(given)}
+
+
+def test_another_is_asked_about_what_is_open_and_paid_for_it() -> None:
+    asking = replace(CROWD, further_answers=1)
+    crowd = SimulatedAnnotators(TRUTH, asking)
+    before = SimulatedAnnotators(TRUTH, CROWD).judge(IDS, KEYS, ["x", "y"])
+    done = crowd.judge(IDS, KEYS, ["x", "y"], ties)
+    open_before = ties(before.annotations)
+    assert len(open_before) > 500
+    first = {
+        (row["id"].hex(), row["task"], row["labeller"]): row["label"]
+        for row in before.annotations.to_pylist()
+    }
+    given = {
+        (row["id"].hex(), row["task"], row["labeller"]): row["label"]
+        for row in done.annotations.to_pylist()
+    }
+    assert first.items() <= given.items(), "who has answered is not asked twice"
+    further = given.keys() - first.keys()
+    assert {place[:2] for place in further} <= open_before
+    assert max(Counter(place[:2] for place in further).values()) == 1
+    # Of three annotators two have answered, so the third is asked, and may skip.
+    left = ties(done.annotations)
+    assert left == open_before - {place[:2] for place in further}
+    assert 0 < len(left) < len(open_before) / 5
+    made = sum(done.costs["judgements"].to_pylist()) - sum(before.costs["judgements"].to_pylist())
+    assert made == len(open_before)
+    told = {row["labeller"]: row for row in done.costs.to_pylist()}
+    assert sum(row["judgements"] - row["skipped"] for row in told.values()) == len(given)
+    assert told["oracle:ann"]["seconds"] == 20 * told["oracle:ann"]["judgements"]
+    nobody = crowd.judge(IDS, KEYS, ["x", "y"])
+    assert nobody.annotations.equals(before.annotations)
+    assert "further_answers" not in CROWD.identity() | CROWD.deciding()
+    assert asking.identity()["further_answers"] == asking.deciding()["further_answers"] == 1
+
+
 def test_what_cannot_be_is_refused() -> None:
     ann = SimulatedAnnotator()
     with pytest.raises(ValueError, match=r"false_positive is 1\.2: give a share"):
@@ -97,6 +139,8 @@ def test_what_cannot_be_is_refused() -> None:
         SimulatedAnnotator(seconds=float("inf"))
     with pytest.raises(ValueError, match="answers_per_clip is 2 of 1 annotators"):
         SimulatedConfig({"ann": ann}, answers_per_clip=2)
+    with pytest.raises(ValueError, match=r"further_answers is 1, and of 2 .* give 0 to 0"):
+        SimulatedConfig({"ann": ann, "bob": ann}, answers_per_clip=2, further_answers=1)
     odd = SimulatedConfig({"ann": SimulatedAnnotator(tasks={"z": FlipRates()})})
     with pytest.raises(ValueError, match="rates of task 'z', asked are"):
         judged(range(3), odd)
