@@ -322,7 +322,9 @@ class PrefixCache:
         self._widths = widths(self.streams)
         self._shards = list(stage.manifest["parts"])
         tables = [pq.read_table(stage.path / f"{shard}.rows.parquet") for shard in self._shards]
-        self.rows: pa.Table = pa.concat_tables(tables)
+        # In one piece: rows are taken from it once a shard, and looking for theirs costs as much as
+        # there are pieces.
+        self.rows: pa.Table = pa.concat_tables(tables).combine_chunks()
         self._part = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
         self.ids: IdArray = sample_ids.from_arrow(self.rows["id"])
         sample_ids.require_unique(self.ids, sample_ids.texts(self.rows["key"]))
