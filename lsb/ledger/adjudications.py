@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -25,6 +26,21 @@ QUEUE_FIELDS: dict[str, pa.DataType] = {
     "policy": pa.string(),
 }
 QUEUE = pa.schema(QUEUE_FIELDS)
+
+
+@dataclass(frozen=True)
+class Adjudicated:
+    """What `Ledger.adjudicate` did.
+
+    Attributes:
+        items: (clip, task) pairs that the policy had to decide.
+        resolved: those that have a label now.
+        recorded: decisions that differ from the last one and were written.
+    """
+
+    items: int
+    resolved: int
+    recorded: int
 
 
 def known_labels(connection: sa.Connection, through_round: int | None = None) -> dict[Item, int]:
