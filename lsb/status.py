@@ -1,7 +1,8 @@
 """What a ledger holds: `python -m lsb.status LEDGER`.
 
-Rounds with what was asked, labelled and paid, where annotators disagree, and how good they are. A
-LEDGER is the path of an SQLite file, or a URL: postgresql+psycopg://user@host/database.
+Rounds with what was asked, labelled and paid, their lookalike thresholds (LT, with the lower bound
+of lookalike precision), where annotators disagree, and how good they are. A LEDGER is the path of
+an SQLite file, or a URL: postgresql+psycopg://user@host/database.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from dataclasses import dataclass
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from lsb.annotate import PSEUDO, SOURCES
 from lsb.console import console
-from lsb.ledger import HOURS, AnnotatorQuality, Ledger, Row
+from lsb.ledger import HOURS, AnnotatorQuality, Ledger, Round, Row, TaskThreshold
 from lsb.ledger.quality import current_votes
+
+EVERY_TASK = "all"
+"""In place of a task's name, where one LT stands for all of them."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,22 @@ class TaskStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """All of a ledger in numbers."""
+    """All of a ledger in numbers.
+
+    Attributes:
+        rounds: in order.
+        tasks: by name.
+        costs: see `Ledger.costs`.
+        quality: see `Ledger.quality`.
+        thresholds: (round, LT), of each task by name where tasks have their own, else one of task
+            `EVERY_TASK`; of rounds that set one.
+    """
 
     rounds: list[RoundStatus]
     tasks: list[TaskStatus]
     costs: list[Row]
     quality: list[AnnotatorQuality]
+    thresholds: list[tuple[int, TaskThreshold]]
 
 
 def status(ledger: Ledger) -> Status:
@@ -85,6 +100,7 @@ def status(ledger: Ledger) -> Status:
         _tasks(ledger, annotations),
         ledger.costs(),
         ledger.quality(),
+        [(held.round, one) for held in ledger.rounds() for one in _thresholds(held)],
     )
 
 
@@ -136,6 +152,16 @@ def _rounds(ledger: Ledger, annotations: Iterable[Row]) -> list[RoundStatus]:
     ]
 
 
+def _thresholds(held: Round) -> list[TaskThreshold]:
+    """LT of a round's tasks, or the one that stands for all."""
+    value, bound, pairs = held.threshold_value, held.threshold_precision, held.threshold_pairs
+    if value is None:
+        return list(held.task_thresholds)
+    # The ledger does not tell a fallback from an LT that was given from the start.
+    mode = "given" if bound is None else "calibrated"
+    return [TaskThreshold(EVERY_TASK, "", mode, value, bound, pairs), *held.task_thresholds]
+
+
 def _tasks(ledger: Ledger, annotations: Iterable[Row]) -> list[TaskStatus]:
     votes = current_votes(annotations, [name for name in SOURCES[1:] if name != PSEUDO])
     known = ledger.gold()
@@ -169,7 +195,10 @@ def _page(found: Status) -> Group:
             task.items, task.several, task.disagreed, task.resolved, task.unresolved, task.gold,
         )  # fmt: skip
         tasks.add_row(task.task, *(f"{n:,}" for n in numbers))
-    pages = [rounds, tasks]
+    pages: list[Table | Text] = [rounds]
+    if found.thresholds:
+        pages += _threshold_page(found.thresholds)
+    pages.append(tasks)
     if found.costs:
         costs = _table("costs", "round", "payee", "entry", "count", "unit price", "cost")
         for row in found.costs:
@@ -190,9 +219,29 @@ def _page(found: Status) -> Group:
     return Group(*pages, quality)
 
 
+def _threshold_page(thresholds: Sequence[tuple[int, TaskThreshold]]) -> list[Table | Text]:
+    """LT by round and task, and below it why some could not be set."""
+    names = ("round", "task", "view", "mode", "LT", "bound", "pairs")
+    table = _table("lookalike thresholds", *names)
+    refusals: list[Table | Text] = []
+    for number, one in thresholds:
+        table.add_row(
+            str(number),
+            one.task,
+            one.view or "-",
+            one.mode,
+            "-" if one.value is None else f"{one.value:.4f}",
+            "-" if one.precision is None else f"{one.precision:.3f}",
+            f"{one.pairs:,}" if one.pairs else "-",
+        )
+        if one.refusal is not None:
+            refusals.append(Text(f"round {number}, {one.task}: {one.refusal}"))
+    return [table, *refusals]
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
-    texts = ("arm", "task", "payee", "entry", "labeller", "source")
+    texts = ("arm", "task", "view", "mode", "payee", "entry", "labeller", "source")
     for column in columns:
         table.add_column(column, justify="left" if column in texts else "right")
     return table

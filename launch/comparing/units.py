@@ -189,6 +189,7 @@ def result_of(entry: GrowthRound) -> dict[str, Any]:
         "positives": entry.positives,
         "counts": entry.counts,
         "threshold": entry.threshold,
+        "task_thresholds": [asdict(one) for one in entry.task_thresholds],
         "trained": entry.stages["train"][-1].path.name,
         "evaluated": entry.evaluated,
         "seconds": entry.seconds,

@@ -12,10 +12,11 @@ from scipy.stats import binomtest
 from launch.piloting.criteria import Criterion, above, at_least, at_most, not_measured
 from launch.rounds.account import RANDOM, recalls
 from launch.rounds.arms import Arms
-from launch.stages.recorded import expansion_of
-from launch.stages.shortlist import THRESHOLD_FILE
+from launch.rounds.growth import GrowthRound
+from launch.stages.shortlist import THRESHOLD_FILE, broadened_of
 from lsb.artifact import read_json
-from lsb.ledger import AnnotatorQuality
+from lsb.ledger import AnnotatorQuality, TaskThreshold
+from lsb.ledger.task_threshold import NONE, REFUSED
 from vlmae.metrics import percentage, percentile_interval
 
 Ends = tuple[float, float, float]
@@ -107,10 +108,12 @@ class Evidence:
         name = "lookalike precision"
         wanted = f"lower bound >= {percentage(limit)} %"
         rounds = self.arms.rounds[self.arms.settings.arm]
-        told = [entry for entry in rounds[: last + 1] if entry.threshold is not None]
-        if not told or told[-1].threshold is None:
+        told = [entry for entry in rounds[: last + 1] if entry.threshold or _of_tasks(entry)]
+        if not told:
             return not_measured(name, wanted, "no round has set LT yet, or the arm has none")
         entry, threshold = told[-1], told[-1].threshold
+        if threshold is None:
+            return _by_task(name, wanted, limit, entry)
         if threshold["mode"] == "calibrated":
             pairs = f"{threshold['pairs']} labelled pairs of {threshold['seeds']} seeds"
             evidence = f"round {entry.round}: LT {threshold['value']:.3f}, {pairs}"
@@ -173,6 +176,30 @@ class Evidence:
         return at_most(name, wanted, limit, ends, f"{evidence}, {answers} answers")
 
 
+def _of_tasks(entry: GrowthRound) -> list[TaskThreshold]:
+    """LT of the tasks that were to have one."""
+    return [one for one in entry.task_thresholds if one.mode != NONE]
+
+
+def _by_task(name: str, wanted: str, limit: float, entry: GrowthRound) -> Criterion:
+    """The criterion where every task has its own LT: all of them have to reach the limit."""
+    told = _of_tasks(entry)
+    refused = [f"{one.task}: {one.refusal}" for one in told if one.mode == REFUSED]
+    if refused:
+        evidence = f"round {entry.round}: LT could not be set: {'; '.join(refused)}"
+        return at_least(name, wanted, limit, (None, None, None), evidence)
+    bounds = [one.precision for one in told if one.precision is not None]
+    if len(bounds) < len(told):
+        values = ", ".join(f"{one.task} {one.value:g}" for one in told)
+        return not_measured(name, wanted, f"LT was given ({values}), not measured")
+    each = "; ".join(
+        f"{one.task} LT {one.value:.3f} in {one.view}, {one.pairs} labelled pairs of {one.seeds} "
+        f"seeds, >= {percentage(one.precision)} %"
+        for one in told
+    )
+    return at_least(name, wanted, limit, (None, min(bounds), None), f"round {entry.round}: {each}")
+
+
 def _refusal(arms: Arms, number: int) -> str:
     """Why LT could not be set by the choice that brought a round's labels."""
     settings = arms.settings
@@ -182,7 +209,7 @@ def _refusal(arms: Arms, number: int) -> str:
     if "expand" not in made:  # the round was taken from the ledger, after a takedown
         with settings.ledger.open(create=False) as ledger:
             held = next(one for one in ledger.rounds() if one.round == number)
-        stage = expansion_of(settings.stages, held, settings.in_round(number).expand)
+        stage = broadened_of(settings.in_round(number), held)
         stages = [] if stage is None else [stage]
     files = (stage.path / THRESHOLD_FILE for stage in stages)
     return next(str(read_json(file)["refusal"]) for file in files if file.is_file())

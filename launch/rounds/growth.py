@@ -30,10 +30,10 @@ from launch.stages.recorded import expansion_of, recorded_round
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Say, Shared, evaluate_stage, train_stage
-from launch.stages.shortlist import choice, expand_of
+from launch.stages.shortlist import broadened_of, choice, expand_of
 from lsb.artifact import Stage
 from lsb.labelled import LABEL
-from lsb.ledger import Ledger, Round
+from lsb.ledger import Ledger, Round, TaskThreshold
 from lsb.search.faiss_config import FaissConfig
 from lsb.search.faiss_index import build_index, train_index
 from lsb.shortlist.config import UNSCORED
@@ -56,12 +56,14 @@ class GrowthRound:
         thresholds: task -> operating threshold of the model.
         metrics: task -> see `vlmae.evaluation.read_metrics`; empty where it was not measured.
         counts: of the expansion that brought this round's labels; empty for round 0.
-        threshold: LT of that expansion, or None.
+        threshold: LT of that expansion, or None; None, too, where tasks have their own.
         seconds: stage -> seconds it cost when it was made.
         evaluated: directory name of the stage with the predictions of the measured clips; None
             where it was not measured.
         pseudo: what the model labelled itself, see `PseudoLabelling.label`; None where it may not.
         stages: name -> stages that this round's model was made and used by.
+        task_thresholds: LT of each task, where the shortlist that brought this round's labels was
+            made stream by stream; else empty.
     """
 
     round: int
@@ -75,6 +77,7 @@ class GrowthRound:
     evaluated: str | None
     pseudo: dict[str, Any] | None = None
     stages: dict[str, list[Stage]] = field(default_factory=dict)
+    task_thresholds: tuple[TaskThreshold, ...] = ()
 
 
 def grow(
@@ -137,6 +140,7 @@ def grow(
                     measured.path.name if measured else None,
                     own,
                     clock.stages,
+                    brought.task_thresholds if brought else (),
                 )
             )
             if number < settings.rounds:
@@ -177,6 +181,7 @@ class _Brought:
     counts: dict[str, int]
     shortlist: Stage | None = None
     model: PseudoModel | None = None
+    task_thresholds: tuple[TaskThreshold, ...] = ()
 
     def record(self, arm: str, number: int) -> Round:
         """Of the round, for the ledger."""
@@ -189,6 +194,7 @@ class _Brought:
             threshold.get("value"),
             threshold.get("precision"),
             threshold.get("pairs"),
+            self.task_thresholds,
         )
 
 
@@ -230,8 +236,15 @@ def _recorded(settings: Settings, ledger: Ledger, number: int) -> _Brought | Non
     if held is None:
         return None
     stage = expansion_of(settings.stages, held, expand_of(settings))
-    threshold, counts = (read_threshold(stage), _counts(settings, stage)) if stage else (None, {})
-    return _Brought(None, held.checkpoint_hash, held.store_hash, threshold, counts)
+    broadened = broadened_of(settings, held)
+    return _Brought(
+        None,
+        held.checkpoint_hash,
+        held.store_hash,
+        read_threshold(broadened) if broadened else None,
+        _counts(settings, stage) if stage else {},
+        task_thresholds=held.task_thresholds,
+    )
 
 
 def _expand(
@@ -283,6 +296,7 @@ def _expand(
         _counts(settings, stage),
         found.shortlist,
         model if found.thresholds else None,
+        found.task_thresholds,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -97,6 +98,7 @@ def _round(
         },
         "expansion": entry.counts,
         "lookalike_threshold": entry.threshold,
+        "task_thresholds": [asdict(one) for one in entry.task_thresholds],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         **({} if entry.pseudo is None else {"pseudo_labels": entry.pseudo}),
     }
@@ -121,6 +123,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     console.print(_rounds_table(summary))
     if any(entry["expansion"] for entry in summary["rounds"]):
         console.print(_growth_table(summary))
+    if any(entry.get("task_thresholds") for entry in summary["rounds"]):
+        console.print(_thresholds_table(summary))
     if any("pseudo_labels" in entry for entry in summary["rounds"]):
         console.print(_pseudo_table(summary))
     console.print(_seconds_table(summary))
@@ -236,6 +240,28 @@ def _growth_table(summary: Mapping[str, Any]) -> Table:
         f"seeds searched ({', '.join(['uncertain', 'confident errors on gold', *more])}), "
         "threshold and its lower bound of lookalike precision; clips asked for as seeds, as "
         "lookalikes, by the acquisition order"
+    )
+    return table
+
+
+def _thresholds_table(summary: Mapping[str, Any]) -> Table:
+    columns = ("round", "task", "view", "LT", "bound", "pairs", "seeds")
+    table = number_table("LT of each task", *columns, words=("task", "view"))
+    for entry in summary["rounds"]:
+        for index, one in enumerate(entry.get("task_thresholds", ())):
+            table.add_row(
+                str(entry["round"]) if index == 0 else "",
+                one["task"],
+                one["view"] or "-",
+                one["mode"] if one["value"] is None else f"{one['value']:.3f}",
+                percentage(one["precision"]),
+                "-" if one["pairs"] is None else str(one["pairs"]),
+                "-" if one["seeds"] is None else str(one["seeds"]),
+            )
+        table.add_section()
+    table.caption = (
+        "LT in standard deviations of the pool, its lower bound of lookalike precision in %, and "
+        "the labelled pairs it rests on, of as many seeds; why LT is refused stands in summary.json"
     )
     return table
 

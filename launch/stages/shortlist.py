@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +14,23 @@ import pyarrow.parquet as pq
 
 from launch.stages.expansion import identity_of
 from launch.stages.known import inputs_of, known_clips
+from launch.stages.recorded import expansion_of
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared
-from launch.stages.stream_shortlist import SHORTLIST_FILE, stream_shortlist_stage
+from launch.stages.stream_shortlist import (
+    SHORTLIST_FILE,
+    read_task_thresholds,
+    stream_shortlist_stage,
+)
 from lsb import ids as sample_ids
 from lsb.acquisition.broadening_config import BroadeningConfig
-from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, write_json
+from lsb.artifact import Counts, Part, Stage, fingerprint, open_stage, run_stage, write_json
 from lsb.expand import ExpandConfig
+from lsb.expansion_files import is_calibrated
 from lsb.ids import IdArray
 from lsb.labelled import Labelled, with_probabilities
+from lsb.ledger import Round, TaskThreshold
+from lsb.lookalike_plot import plot_precision
 from lsb.shortlist.config import EVERY, UNSCORED
 from lsb.shortlist.lookalikes import lookalikes
 from lsb.shortlist.shortlist import shortlist
@@ -33,8 +42,10 @@ from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled, poo
 
 LOOKALIKES, STREAMS = "lookalikes", "streams"
 THRESHOLD_FILE = "threshold.json"
-CURVE_FILE = "lookalikes.parquet"
-"""Beside a shortlist of lookalikes: LT in pooled space, and the evidence it was calibrated on."""
+CURVE_FILE, PLOT_FILE = "lookalikes.parquet", "lookalikes.png"
+"""Beside a shortlist of lookalikes: LT in pooled space, and the evidence it was calibrated on, the
+picture where it was calibrated."""
+DRAWN = 2  # revision of shortlists with a picture; those without have the bytes they always had
 NO_SEEDS = BroadeningConfig(entropy=0, confident_error=0)
 Run = Callable[[str, Callable[[], Stage]], Stage]
 """Runs one stage under a name, as the clock of a round does."""
@@ -63,6 +74,11 @@ class Choice:
         """The stage with the LT of seeds that were searched in pooled space; None for none."""
         listed = self.shortlist
         return listed if listed and (listed.path / THRESHOLD_FILE).is_file() else None
+
+    @property
+    def task_thresholds(self) -> tuple[TaskThreshold, ...]:
+        """LT of each task, where seeds were searched stream by stream; else none."""
+        return read_task_thresholds(self.shortlist) if self.shortlist else ()
 
 
 def choice(
@@ -133,6 +149,30 @@ def expand_of(settings: Settings) -> ExpandConfig:
         none = ThresholdConfig(mode="none")
         return replace(settings.expand, broadening=NO_SEEDS, threshold=none)
     return settings.expand
+
+
+def broadened_of(settings: Settings, held: Round) -> Stage | None:
+    """The stage with the LT of a recorded round, see `Choice.broadened`; None if it was deleted.
+
+    Args:
+        settings: of the arm, `Settings.in_round`.
+        held: the round.
+    """
+    expanded = expansion_of(settings.stages, held, expand_of(settings))
+    if expanded is None or settings.shortlist.method != LOOKALIKES:
+        return expanded
+    wanted = {"round": held.round, "expand": fingerprint(identity_of(settings.expand))}
+    for file in sorted(settings.stages.glob("shortlist-*/manifest.json")):
+        stage = open_stage(file.parent, verify=False)
+        config: Mapping[str, Any] = stage.manifest["config"]
+        same = "expand" in config and wanted == {
+            "round": config["round"],
+            "expand": fingerprint(config["expand"]),
+        }
+        # Both rest on the gold clips as the model scored them.
+        if same and stage.manifest["inputs"]["scored"] == expanded.manifest["inputs"]["gold"]:
+            return stage
+    return None
 
 
 def with_provenance(candidates: pa.Table, listed: Stage) -> pa.Table:
@@ -217,6 +257,7 @@ def lookalikes_stage(
         exclude,
         number,
     )
+    files = lookalike_files(settings)
     return run_stage(
         settings.stages,
         "shortlist",
@@ -232,8 +273,15 @@ def lookalikes_stage(
             "gold labels": fingerprint(gold.to_pylist()),
             "scored": scored.content,
         },
-        parts=[Part("shortlist", (SHORTLIST_FILE, THRESHOLD_FILE, CURVE_FILE), work)],
+        parts=[Part("shortlist", files, work)],
+        revision=DRAWN if PLOT_FILE in files else 1,
     )
+
+
+def lookalike_files(settings: Settings) -> tuple[str, ...]:
+    """Names of the files of a shortlist of lookalikes; without a calibrated LT nothing is drawn."""
+    picture = (PLOT_FILE,) if is_calibrated(settings.expand) else ()
+    return (SHORTLIST_FILE, THRESHOLD_FILE, CURVE_FILE, *picture)
 
 
 def _streams(
@@ -359,5 +407,13 @@ def _write_lookalikes(
     pq.write_table(found.curve, output / CURVE_FILE)
     threshold = asdict(found.threshold) if found.threshold else None
     write_json(output / THRESHOLD_FILE, {"threshold": threshold, "refusal": found.refusal})
+    if PLOT_FILE in lookalike_files(settings):
+        plot_precision(
+            output / PLOT_FILE,
+            found.curve,
+            target=settings.expand.threshold.target,
+            threshold=found.threshold,
+            scaled=found.scaling is not None,
+        )
     counts = {name: found.counts[name] for name in found.counts if name.startswith("seeds_")}
     return {"clips": table.num_rows, "lookalikes": found.counts["lookalike"], **counts}

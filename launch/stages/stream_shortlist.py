@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,10 @@ from launch.stages.known import inputs_of, known_clips
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared
 from lsb import ids as sample_ids
-from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage, write_json
+from lsb.artifact import Counts, Part, Stage, fingerprint, read_json, run_stage, write_json
 from lsb.ids import IdArray
+from lsb.ledger import TaskThreshold
+from lsb.ledger.task_threshold import NONE, REFUSED
 from lsb.lookalike_plot import plot_precision
 from lsb.shortlist.shortlist import filled
 from lsb.shortlist.streams import TaskView, stream_lookalikes
@@ -75,6 +78,27 @@ def stream_shortlist_stage(
         parts=[Part("shortlist", (SHORTLIST_FILE, VIEWS_FILE, *_evidence_files(settings)), work)],
         revision=REVISION,
     )
+
+
+def read_task_thresholds(stage: Stage) -> tuple[TaskThreshold, ...]:
+    """LT of every task of a shortlist made stream by stream, by task; none of another shortlist."""
+    if not (stage.path / VIEWS_FILE).is_file():
+        return ()
+    calibrated = stage.manifest["config"]["threshold"]["mode"] == "calibrated"
+    told = read_json(stage.path / VIEWS_FILE)
+    return tuple(_task_threshold(one, calibrated) for one in sorted(told, key=_task))
+
+
+def _task_threshold(told: Mapping[str, Any], calibrated: bool) -> TaskThreshold:
+    task, view, refusal = told["task"], "+".join(told["view"]), told["refusal"]
+    if told["threshold"] is not None:
+        return TaskThreshold(task, view, refusal=refusal, **told["threshold"])
+    # Without a positive there is nothing to compare with, whether LT is wanted or not.
+    return TaskThreshold(task, view, REFUSED if calibrated else NONE, refusal=refusal)
+
+
+def _task(told: Mapping[str, Any]) -> str:
+    return str(told["task"])
 
 
 def _evidence_files(settings: Settings) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ in one transaction or not at all, and writing or importing anything again change
 database is an SQLite file or a PostgreSQL server.
 """
 
-from lsb.ledger.adjudications import QUEUE
-from lsb.ledger.ledger import Adjudicated, Ledger, Round
+from lsb.ledger.adjudications import QUEUE, Adjudicated
+from lsb.ledger.ledger import Ledger, Round
 from lsb.ledger.location import LOCATION_FILE, kept_location, require_no_password
 from lsb.ledger.merge import MergeConfig
 from lsb.ledger.quality import AnnotatorQuality
 from lsb.ledger.rows import GOLD_LABELS
 from lsb.ledger.tables import ANNOTATED, HOURS, SCHEMA_VERSION, Row
+from lsb.ledger.task_threshold import TaskThreshold
 
 __all__ = [
     "ANNOTATED",
@@ -27,6 +28,7 @@ __all__ = [
     "MergeConfig",
     "Round",
     "Row",
+    "TaskThreshold",
     "kept_location",
     "require_no_password",
 ]

@@ -28,6 +28,21 @@ QUEUE_FIELDS: dict[str, pa.DataType] = {
 QUEUE = pa.schema(QUEUE_FIELDS)
 
 
+@dataclass(frozen=True)
+class Adjudicated:
+    """What `Ledger.adjudicate` did.
+
+    Attributes:
+        items: (clip, task) pairs that the policy had to decide.
+        resolved: those that have a label now.
+        recorded: decisions that differ from the last one and were written.
+    """
+
+    items: int
+    resolved: int
+    recorded: int
+
+
 def known_labels(connection: sa.Connection, through_round: int | None = None) -> dict[Item, int]:
     """Item -> gold label: of the table `gold`, else the last annotation of source gold.
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from lsb.annotate import PSEUDO, SOURCES
 from lsb.ids import IdArray, from_hex
 from lsb.ledger.adjudications import (
+    Adjudicated,
     deliberate,
     known_labels,
     left_open,
@@ -44,7 +45,14 @@ from lsb.ledger.tables import (
     COSTS,
     GOLD,
     ROUNDS,
+    TASK_THRESHOLDS,
     Row,
+)
+from lsb.ledger.task_threshold import (
+    TaskThreshold,
+    complete_thresholds,
+    read_thresholds,
+    threshold_rows,
 )
 
 
@@ -60,6 +68,8 @@ class Round:
         threshold_value: LT; None for none.
         threshold_precision: lower bound of lookalike precision at LT; None if LT was given.
         threshold_pairs: labelled pairs the calibration rests on.
+        task_thresholds: LT of each task by name, where tasks have their own; empty where one LT
+            stands for all of them, or there is none.
     """
 
     round: int
@@ -69,21 +79,7 @@ class Round:
     threshold_value: float | None = None
     threshold_precision: float | None = None
     threshold_pairs: int | None = None
-
-
-@dataclass(frozen=True)
-class Adjudicated:
-    """What `Ledger.adjudicate` did.
-
-    Attributes:
-        items: (clip, task) pairs that the policy had to decide.
-        resolved: those that have a label now.
-        recorded: decisions that differ from the last one and were written.
-    """
-
-    items: int
-    resolved: int
-    recorded: int
+    task_thresholds: tuple[TaskThreshold, ...] = ()
 
 
 class Ledger:
@@ -146,19 +142,22 @@ class Ledger:
 
         Returns:
             Whether it was written; False where the ledger holds the same round already. Nothing is
-            changed then, nor is `labelled_at`.
+            changed then, nor is `labelled_at`; but a round that has no LT of a task, as an earlier
+            release left it, is given those of `record`.
 
         Raises:
             ValueError: the ledger holds this round with other content, or the tables are not as
                 above. The message names the first difference.
         """
         time = utc_text(labelled_at or datetime.now(UTC))
-        rounds = [vars(record)]
+        rounds = [{name: value for name, value in vars(record).items() if name in ROUNDS.c}]
+        limits = threshold_rows(record.round, record.task_thresholds)
         chosen = candidate_rows(record.round, candidates)
         labels = [] if annotations is None else annotation_rows(record.round, annotations)
         with writing(self.engine) as connection:
             if self._holds(connection, record.round):
                 require_equal(connection, ROUNDS, record.round, rounds)
+                complete_thresholds(connection, record.round, limits)
                 require_equal(connection, CANDIDATES, record.round, chosen)
                 if annotations is not None:
                     given = any(row["source"] == PSEUDO for row in labels)
@@ -166,6 +165,8 @@ class Ledger:
                     require_equal(connection, ANNOTATED, record.round, labels, *of_people)
                 return False
             connection.execute(sa.insert(ROUNDS), rounds)
+            if limits:
+                connection.execute(sa.insert(TASK_THRESHOLDS), limits)
             if chosen:
                 connection.execute(sa.insert(CANDIDATES), chosen)
             if labels:
@@ -429,7 +430,10 @@ class Ledger:
 
     def rounds(self) -> list[Round]:
         """All rounds, in order."""
-        return [Round(**row) for row in self._rows(sa.select(ROUNDS).order_by(ROUNDS.c.round))]
+        with self.engine.connect() as connection:
+            rows = all_rows(connection, sa.select(ROUNDS).order_by(ROUNDS.c.round))
+            limits = read_thresholds(connection)
+        return [Round(**row, task_thresholds=limits.get(row["round"], ())) for row in rows]
 
     def candidacies(self, key: str | None = None) -> list[Row]:
         """Every time a clip was chosen: its candidate row joined with the round's.

@@ -79,4 +79,20 @@ def _to_2(operations: Operations) -> None:
     )
 
 
-_STEPS: dict[int, Callable[[Operations], None]] = {2: _to_2}
+def _to_3(operations: Operations) -> None:
+    """LT of each task, where a round has one for each."""
+    operations.create_table(
+        "task_thresholds",
+        sa.Column("round", sa.Integer, sa.ForeignKey("rounds.round"), primary_key=True),
+        sa.Column("task", sa.String, primary_key=True),
+        sa.Column("view", sa.String, nullable=False),
+        sa.Column("mode", sa.String, nullable=False),
+        sa.Column("value", sa.Double),
+        sa.Column("precision", sa.Double),
+        sa.Column("pairs", sa.Integer),
+        sa.Column("seeds", sa.Integer),
+        sa.Column("refusal", sa.String),
+    )
+
+
+_STEPS: dict[int, Callable[[Operations], None]] = {2: _to_2, 3: _to_3}

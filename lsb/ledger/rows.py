@@ -24,6 +24,7 @@ GOLD_FIELDS: dict[str, pa.DataType] = {
 GOLD_LABELS = pa.schema(GOLD_FIELDS)
 
 ANNOTATION_KEY = ("clip_id", "task", "labeller")
+_NAMED = (("key", "clip"), ("task", "task"))
 # SQLite before 3.32 takes 999 parameters in one statement.
 _CLIPS_A_QUERY = 500
 
@@ -146,8 +147,8 @@ def require_equal(
             difference = f"{len(held)} {table.name} there, {len(rows)} now"
         else:
             name = next(name for name in names if old[name] != new[name])
-            clip = f" of clip {old['key']!r}" if "key" in old else ""
-            difference = f"{table.name}.{name}{clip} is {old[name]!r} there, {new[name]!r} now"
+            of = next((f" of {what} {old[field]!r}" for field, what in _NAMED if field in old), "")
+            difference = f"{table.name}.{name}{of} is {old[name]!r} there, {new[name]!r} now"
         raise ValueError(
             f"round {number} is in the ledger {name_of(connection.engine)} with other content "
             f"({difference}): a recorded round is never rewritten; record a new round, or start a "

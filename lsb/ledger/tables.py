@@ -10,7 +10,7 @@ from lsb.annotate import SOURCES
 
 HOURS = "hours"
 """A cost whose entry ends so counts hours of work; any other counts money."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the tables below; `lsb.ledger.migrations` brings older ledgers to it."""
 
 Row = dict[str, Any]
@@ -31,6 +31,19 @@ ROUNDS = sa.Table(
     sa.Column("threshold_value", sa.Double),
     sa.Column("threshold_precision", sa.Double),
     sa.Column("threshold_pairs", sa.Integer),
+)
+TASK_THRESHOLDS = sa.Table(
+    "task_thresholds",
+    METADATA,
+    sa.Column("round", sa.ForeignKey("rounds.round"), primary_key=True),
+    sa.Column("task", sa.String, primary_key=True),
+    sa.Column("view", sa.String, nullable=False),
+    sa.Column("mode", sa.String, nullable=False),
+    sa.Column("value", sa.Double),
+    sa.Column("precision", sa.Double),
+    sa.Column("pairs", sa.Integer),
+    sa.Column("seeds", sa.Integer),
+    sa.Column("refusal", sa.String),
 )
 CANDIDATES = sa.Table(
     "candidates",

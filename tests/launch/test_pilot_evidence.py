@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from launch.stages.settings import Settings
 from lsb.annotate import annotation_table
 from lsb.artifact import Part, run_stage, write_json
 from lsb.ids import sample_id
-from lsb.ledger import GOLD_LABELS, AnnotatorQuality, Ledger, Round
+from lsb.ledger import GOLD_LABELS, AnnotatorQuality, Ledger, Round, TaskThreshold
 from lsb.selection import CHOSEN
 from vlmae.config import compose_config
 
@@ -130,8 +131,8 @@ def refused(root: Path, name: str, why: str | None, **more: Any) -> Any:
 
 def told(config: Settings, stages: dict[str, Any]) -> str:
     fallback = {"mode": "fallback", "value": 0.9}
-    before: Any = SimpleNamespace(round=0, threshold=None, stages=stages)
-    entry: Any = SimpleNamespace(round=1, threshold=fallback, stages={})
+    before: Any = SimpleNamespace(round=0, threshold=None, task_thresholds=(), stages=stages)
+    entry: Any = SimpleNamespace(round=1, threshold=fallback, task_thresholds=(), stages={})
     folder = SimpleNamespace(path=config.folder)
     arms: Any = SimpleNamespace(
         settings=config, folder=folder, rounds={config.arm: [before, entry]}
@@ -168,6 +169,53 @@ def test_after_a_takedown_it_is_found_by_the_ledgers_round(tmp_path: Path, budge
     none = annotations([], 1, "oracle", "x")
     arms_of(config, none, none, gold=[])
     assert told(config, {"train": []}).endswith("no similarity reaches it")
+
+
+# ---- LT of each task
+
+
+def of_tasks(*rounds: tuple[TaskThreshold, ...], last: int) -> Any:
+    """What is said of the lookalike precision of an arm that lists stream by stream."""
+    entries = [
+        SimpleNamespace(round=number, threshold=None, task_thresholds=one)
+        for number, one in enumerate(rounds)
+    ]
+    arms: Any = SimpleNamespace(settings=SimpleNamespace(arm="lsb_lt"), rounds={"lsb_lt": entries})
+    return Evidence(ASKED, arms, {}, {})._lookalikes(0.5, last)
+
+
+POLICY = TaskThreshold("policy", "audio+image", "calibrated", 2.3456, 0.53, 60, 21)
+UNSAFE = TaskThreshold("unsafe", "audio", "calibrated", 1.5, 0.61, 80, 30)
+
+
+def test_every_task_has_to_reach_the_limit() -> None:
+    found = of_tasks((), (POLICY, UNSAFE), last=1)
+    assert (found.answer, found.low) == (YES, 0.53)
+    assert found.evidence == (
+        "round 1: policy LT 2.346 in audio+image, 60 labelled pairs of 21 seeds, >= 53.0 %; "
+        "unsafe LT 1.500 in audio, 80 labelled pairs of 30 seeds, >= 61.0 %"
+    )
+    poorer = replace(POLICY, precision=0.49)
+    assert of_tasks((), (poorer, UNSAFE), last=1).answer == NO
+    assert of_tasks((), (poorer, UNSAFE), (POLICY, UNSAFE), last=2).answer == YES
+    assert of_tasks((), (POLICY, UNSAFE), (poorer, UNSAFE), last=1).answer == YES
+    assert of_tasks((), (POLICY, UNSAFE), last=0).answer == NOT_MEASURED
+
+
+def test_a_task_whose_threshold_is_refused_is_a_no() -> None:
+    refused = TaskThreshold("policy", "image", "refused", refusal="3 pairs are too few")
+    found = of_tasks((), (refused, UNSAFE), last=1)
+    assert (found.answer, found.low, found.open) == (NO, None, True)
+    assert found.evidence == "round 1: LT could not be set: policy: 3 pairs are too few"
+
+
+def test_thresholds_that_were_given_or_not_wanted_measure_nothing() -> None:
+    given = of_tasks((), (TaskThreshold("policy", "image", "fixed", 2.0, None, 0, 0),), last=1)
+    assert given.answer == NOT_MEASURED
+    assert given.evidence == "LT was given (policy 2), not measured"
+    no_positive = TaskThreshold("policy", "", "none", refusal="lookalikes need two")
+    none = of_tasks((), (no_positive, TaskThreshold("unsafe", "image", "none")), last=1)
+    assert none.evidence == "no round has set LT yet, or the arm has none"
 
 
 # ---- a random arm whose pool has run out

@@ -235,7 +235,7 @@ def test_a_newer_version_is_refused(ledger: Ledger, ledger_location: str) -> Non
         connection.execute(sa.text("UPDATE schema_version SET version = 99"))
     ledger.close()
     for create in (True, False):
-        with pytest.raises(ValueError, match="version 99, this release reads 2: open it with"):
+        with pytest.raises(ValueError, match="version 99, this release reads 3: open it with"):
             Ledger.open(ledger_location, create=create)
 
 

@@ -1,4 +1,4 @@
-"""A ledger of version 1 is brought to version 2 whole, or not at all."""
+"""A ledger of an older version is brought to this one whole, or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from alembic.migration import MigrationContext
 
 from lsb.annotate import ANNOTATIONS
 from lsb.ids import sample_id
-from lsb.ledger import Ledger, MergeConfig
+from lsb.ledger import Ledger, MergeConfig, Round, TaskThreshold
 from lsb.ledger.__main__ import main
 from lsb.ledger.tables import METADATA
 from lsb.selection import CHOSEN
@@ -108,9 +109,9 @@ def test_opening_for_writing_migrates_and_keeps_every_row(ledger_location: str) 
         assert len(ledger.labelled_ids()) == 50
         assert ledger.adjudicate(MergeConfig()).items == 0
     after = content(ledger_location)
-    assert after.pop("schema_version") == [(2,)]
-    new = ("adjudications", "adjudicated_from", "gold", "costs")
-    assert [after.pop(name) for name in new] == [[], [], [], []]
+    assert after.pop("schema_version") == [(3,)]
+    new = ("adjudications", "adjudicated_from", "gold", "costs", "task_thresholds")
+    assert [after.pop(name) for name in new] == [[], [], [], [], []]
     del before["schema_version"]
     assert after == before
     with Ledger.open(ledger_location) as again:  # nothing is left to do
@@ -152,16 +153,35 @@ def test_opening_for_reading_leaves_it_and_names_the_command(
     write_version_1(ledger_location)
     before = content(ledger_location)
     with pytest.raises(
-        ValueError, match=r"version 1, this release reads 2: .*lsb.ledger migrate \S"
+        ValueError, match=r"version 1, this release reads 3: .*lsb.ledger migrate \S"
     ):
         Ledger.open(ledger_location, create=False)
     assert content(ledger_location) == before
     assert main(["migrate", ledger_location]) == 0
-    assert "is at version 2" in capsys.readouterr().out
+    assert "is at version 3" in capsys.readouterr().out
     assert main(["migrate", ledger_location]) == 0
     with Ledger.open(ledger_location, create=False) as ledger:
         assert ledger.import_annotations(1, ANNOTATIONS.empty_table()) == 0
         assert not ledger.record_round(ledger.rounds()[0], CHOSEN.empty_table(), None)
+
+
+def test_a_round_of_version_2_is_given_its_thresholds_when_its_run_goes_on(
+    ledger_location: str,
+) -> None:
+    thresholds = (TaskThreshold("x", "image", "calibrated", 2.5, 0.61, 40, 9),)
+    held = Round(1, "lsb_lt", "c", "s")
+    with Ledger.open(ledger_location) as ledger:
+        ledger.record_round(held, CHOSEN.empty_table(), None)
+        with ledger.engine.begin() as connection:
+            connection.execute(sa.text("DROP TABLE task_thresholds"))
+            connection.execute(sa.text("UPDATE schema_version SET version = 2"))
+    with pytest.raises(ValueError, match="version 2, this release reads 3"):
+        Ledger.open(ledger_location, create=False)
+    with Ledger.open(ledger_location) as ledger:
+        assert ledger.rounds() == [held]
+        again = replace(held, task_thresholds=thresholds)
+        assert not ledger.record_round(again, CHOSEN.empty_table(), None)
+        assert ledger.rounds() == [again]
 
 
 KILLED = """
@@ -193,7 +213,7 @@ def test_killed_in_the_migration_the_next_one_does_it_whole(
     with Ledger.open(ledger_location) as ledger:  # waits until the server has let go of the lock
         assert len(ledger.labelled_ids()) == 50
     after = content(ledger_location)
-    assert after["schema_version"] == [(2,)]
+    assert after["schema_version"] == [(3,)]
     assert after["annotations"] == before["annotations"]
 
 

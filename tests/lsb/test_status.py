@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from annotated_ledger import fill
 
-from lsb.ledger import HOURS, Ledger
-from lsb.status import RoundStatus, TaskStatus, main, status
+from lsb.ledger import HOURS, Ledger, Round, TaskThreshold
+from lsb.selection import CHOSEN
+from lsb.status import EVERY_TASK, RoundStatus, TaskStatus, main, status
 
 
 def test_counts(ledger_location: str) -> None:
@@ -55,11 +56,45 @@ def test_page(ledger_location: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["model", "x", "pseudo", "1", "0", "0", "no gold item"] in cells
 
 
+def test_each_round_tells_its_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refusal = "no similarity has lookalike precision >= 0.5: " + "label more clips, " * 8
+    own = (
+        TaskThreshold("policy", "audio+image", "refused", refusal=refusal),
+        TaskThreshold("unsafe", "audio", "calibrated", 2.34567, 0.5312, 1060, 21),
+    )
+    path = tmp_path / "l.sqlite"
+    with Ledger.open(path) as ledger:
+        for held in (
+            Round(0, "first", "", ""),
+            Round(1, "lsb_lt", "c", "s", 0.71234, 0.81, 240),
+            Round(2, "lsb_lt", "c", "s", 0.9, None, 0),
+            Round(3, "lsb_lt", "c", "s", task_thresholds=own),
+        ):
+            ledger.record_round(held, CHOSEN.empty_table(), None)
+        found = status(ledger).thresholds
+    assert [(number, one.task, one.mode) for number, one in found] == [
+        (1, EVERY_TASK, "calibrated"),
+        (2, EVERY_TASK, "given"),
+        (3, "policy", "refused"),
+        (3, "unsafe", "calibrated"),
+    ]
+    assert main([str(path)]) == 0
+    page = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in page.splitlines()]
+    assert ["1", "all", "-", "calibrated", "0.7123", "0.810", "240"] in cells
+    assert ["2", "all", "-", "given", "0.9000", "-", "-"] in cells
+    assert ["3", "policy", "audio+image", "refused", "-", "-", "-"] in cells
+    assert ["3", "unsafe", "audio", "calibrated", "2.3457", "0.531", "1,060"] in cells
+    assert f"round 3, policy: {refusal}".strip() in " ".join(page.split())
+
+
 def test_an_empty_ledger_has_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "l.sqlite"
     Ledger.open(path).close()
     assert main([str(path)]) == 0
-    assert "annotators" in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert "annotators" in page
+    assert "lookalike thresholds" not in page
 
 
 @pytest.mark.parametrize(
