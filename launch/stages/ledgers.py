@@ -177,13 +177,14 @@ class ArmLedger:
         """
         rounds = ledger.rounds()
         others = sorted({held.arm for held in rounds if held.round} - {self.arm})
-        if others or (kept is None and rounds):
+        if others:
             whose, own = f"arm {others[0]}", ""
-            if not others:
-                whose, note = "another run", self.folder / LOCATION_FILE
-                own = f"; or, if it is this run's, write the line {self.given} into {note}"
-            raise ValueError(
-                f"the ledger {ledger.name} holds rounds of {whose}, and a ledger belongs to one "
-                "arm of one run: give another ledger.location, e.g. with {name} and {arm} in it"
-                f"{own}"
-            )
+        elif kept is None and rounds:
+            whose, note = "another run", self.folder / LOCATION_FILE
+            own = f"; or, if it is this run's, write the line {self.given} into {note}"
+        else:
+            return
+        raise ValueError(
+            f"the ledger {ledger.name} holds rounds of {whose}, and a ledger belongs to one arm of "
+            f"one run: give another ledger.location, e.g. with {{name}} and {{arm}} in it{own}"
+        )

@@ -101,7 +101,7 @@ def test_what_nobody_has_written_is_not_annotated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    overrides = ("oracle=files", "selection.carry_labels=false", "arms=[]")
+    overrides = ("oracle=files", "arms=[]")
     for more in ((), ("ledger.location=growth.sqlite",)):
         with pytest.raises(ValueError, match="with the same overrides until"):
             annotate.status(settings_of(*overrides, *more), print)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from postgres_server import PostgresServer, postgres
 from tiny_run import TinyRun, run_python
 
@@ -26,6 +27,7 @@ def summary_of(folder: Path, name: str) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key != "experiment"}
 
 
+@pytest.mark.slow
 def test_a_round_by_url_is_that_of_a_file(
     tiny: TinyRun, tmp_path: Path, postgres: PostgresServer
 ) -> None:
