@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         name = type(error).__name__
         another = name == "OtherRankError"  # of vlmae.ranks, which takes seconds to import
-        told = another or isinstance(error, (ValueError, OSError))  # no bugs
-        line = " ".join((str(error) if told else f"{name}: {error}").split())
+        told = another or isinstance(error, (ValueError, OSError, MemoryError))  # no bugs
+        line = " ".join((_words(error) if told else f"{name}: {error}").split())
         if told:
             print(f"error: {line}", file=sys.stderr)
         else:
@@ -88,6 +88,17 @@ def main(arguments: list[str] | None = None) -> int:
     if rank == 0:
         job.complete(options.task, {**record, "seconds": round(time.monotonic() - started, 3)})
     return 0
+
+
+def _words(error: Exception) -> str:
+    """What is told of an error; Python has no words for memory that runs out."""
+    if not isinstance(error, MemoryError):
+        return str(error)
+    what = f" ({error})" if str(error) else ""
+    return (
+        f"memory ran out{what}: give each task more (++launcher.resources.<stage>.memory_gb=<GB>), "
+        "or, on one machine, have fewer at a time (launcher.at_once=1)"
+    )
 
 
 def _share(job: Job, task: int, call: StageCall) -> None:

@@ -170,7 +170,7 @@ def _reason(codes: Sequence[int], started: bool) -> str:
     if worst == COME_AGAIN:
         return "stopped by a signal"
     if worst == -signal.SIGKILL:
-        return "killed by signal 9, as it is where memory runs out"
+        return "killed by signal 9, as it is where memory runs out (launcher.at_once=1 takes least)"
     return f"killed by signal {-worst}" if worst < 0 else f"exit code {worst}"
 
 

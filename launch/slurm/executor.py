@@ -31,6 +31,8 @@ ENDED_STATES = (
     "TIMEOUT",
 )
 """SLURM's states of jobs that do nothing more; in all others they run, wait or are between both."""
+REMEDIES = {"OUT_OF_MEMORY": "give each more: ++launcher.resources.{stage}.memory_gb=<GB>"}
+"""State in which a job ended -> what it takes to end well."""
 HELD = ("requeued held", "JobHoldMaxRequeue")
 """Why a job waits for ever that SLURM could not start on a node, as when the controller came back
 with an older state than the node's. Whoever owns it may release it, and it starts elsewhere."""
@@ -102,7 +104,7 @@ class SlurmExecutor:
             task = int(index) + attempt.offset if place else 0
             if attempt.number >= numbers.get(task, 0):
                 numbers[task] = attempt.number
-                found[task] = _state(state, f"{id}_{index}" if place else id, rest)
+                found[task] = _state(state, f"{id}_{index}" if place else id, rest, job.stage)
         return found
 
     def release(self, state: TaskState) -> bool:
@@ -152,10 +154,12 @@ class SlurmExecutor:
         return max(1, int(found.group(1))) if found else 1000
 
 
-def _state(state: str, id: str, rest: str) -> TaskState:
+def _state(state: str, id: str, rest: str, stage: str) -> TaskState:
     """A line of squeue: `rest` is where it runs, or in brackets why it does not."""
     reason = rest.strip("()") if rest.startswith("(") else ""
     if state in ENDED_STATES:
+        if state in REMEDIES:
+            reason = REMEDIES[state].format(stage=stage)
         more = f" ({reason})" if reason not in ("", "None", state) else ""
         return TaskState(ENDED, f"{state}{more}", id)
     if state in ("RUNNING", "COMPLETING"):

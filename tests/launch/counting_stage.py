@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from lsb.artifact import Part, Stage, run_stage
 from lsb.progress import FILE
 
 LETTERS = "abcdefgh"
+MEGABYTE = 1 << 20
 
 
 def write(name: str, orders: Path, folder: Path) -> dict[str, int]:
-    """Write a letter; first obey `<orders>/<name>.fail`, `.fail_once`, `.hang_once` or `.wait`."""
+    """Write a letter; first obey `<orders>/<name>.<order>`.
+
+    Orders are `fail`, `fail_once`, `killed`, `memory`, `hang_once` and `wait`.
+    """
     with open(orders / f"{name}.begun", "a") as stream:
         stream.write(f"{os.getpid()} {os.environ.get('SLURMD_NODENAME', '')}\n")
     if (orders / f"{name}.fail").exists():
@@ -23,6 +31,10 @@ def write(name: str, orders: Path, folder: Path) -> dict[str, int]:
     if (orders / f"{name}.fail_once").exists():
         (orders / f"{name}.fail_once").unlink()
         raise RuntimeError(f"{name} failed once")
+    if (orders / f"{name}.killed").exists():
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
+    if (orders / f"{name}.memory").exists():
+        use_more_memory_than_there_is()
     if (orders / f"{name}.hang_once").exists():
         long_ago(Path(os.environ[FILE]))
         (orders / f"{name}.hang_once").unlink()
@@ -31,6 +43,13 @@ def write(name: str, orders: Path, folder: Path) -> dict[str, int]:
         time.sleep(0.05)
     (folder / f"{name}.txt").write_text(name)
     return {"letters": 1}
+
+
+def use_more_memory_than_there_is() -> None:
+    """Ask for more than this process may have from now on."""
+    limit = psutil.Process().memory_info().vms + 64 * MEGABYTE
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    bytearray(1024 * MEGABYTE)
 
 
 def long_ago(beat: Path) -> None:

@@ -67,6 +67,37 @@ def close(disk: Path) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        ("killed", "killed by signal 9, as it is where memory runs out (launcher.at_once=1 takes"),
+        ("memory", "memory ran out: give each task more (++launcher.resources.<stage>.memory_gb="),
+    ],
+)
+def test_memory_that_runs_out_is_told_and_retried(tmp_path: Path, order: str, told: str) -> None:
+    orders = tmp_path / "orders"
+    orders.mkdir()
+    (orders / f"c.{order}").touch()
+    code, _, err = count(tmp_path)
+    assert code == 1
+    assert len(err.splitlines()) == 1, err
+    job = Job.open(next((tmp_path / "run" / "jobs").glob("embed-*")))
+    (task,) = job.missing()  # all others were finished first
+    assert f"task {task} of 3 failed: " in err
+    assert told in err
+    assert "launch.retry" in err
+    assert retry.main([str(tmp_path / "run")]) == 2, "there is no more than before"
+    (orders / f"c.{order}").unlink()
+    assert retry.main([str(tmp_path / "run")]) == 0
+    assert not job.missing()
+    code, _, err = count(tmp_path)
+    assert code == 0, err
+    begun = times_begun(orders)
+    assert begun["c"] == 3
+    others = [letter for letter in LETTERS if letter not in job.shards_of(task)]
+    assert [begun[letter] for letter in others] == [1] * len(others)
+
+
+@pytest.mark.parametrize(
     ("harm", "told"), [(fill, "No space left on device"), (close, "Read-only file system")]
 )
 def test_what_a_folder_refuses_is_told_and_retried(
