@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from lsb import ids as sample_ids
 from lsb.artifact import Counts, OnPart, Part, Stage, fingerprint, work_on_stage
@@ -139,6 +140,33 @@ def pooled_widths(source: TokenSource) -> dict[str, int]:
     """Stream -> elements, in the order in which they lie in a vector of `embed_pooled`."""
     streams = widths(build_towers(source.towers["vl"], source.towers["audio"]).streams)
     return {name: streams[name] for name in sorted(streams)}
+
+
+def pooled_vectors(
+    source: TokenSource, ids: IdArray, threads: int = 1
+) -> tuple[IdArray, npt.NDArray[np.float32]]:
+    """Vectors of some clips as `embed_pooled` has them, without a store.
+
+    Args:
+        source: frozen tokens.
+        ids: of the clips, in any order.
+        threads: torch threads, which may decide the last bit.
+
+    Returns:
+        Those of the ids whose clips can be decoded, ascending, (N,) S16, and (N, D) float32.
+
+    Raises:
+        ValueError: a clip is not in the data set.
+    """
+    torch.set_num_threads(threads)
+    suffix = build_suffix(source.towers["vl"], source.towers["audio"])
+    found = [sample_ids.from_bytes([])]
+    vectors = [np.zeros((0, sum(pooled_widths(source).values())), np.float32)]
+    for table, rows in source.tables(np.unique(ids)):
+        found.append(sample_ids.from_arrow(_clips(table, rows)["id"]))
+        vectors.append(_pooled(source, table, rows, suffix))
+    every, order = np.unique(np.concatenate(found), return_index=True)
+    return every, _unit(np.concatenate(vectors)[order])
 
 
 def embed_fused(
@@ -295,6 +323,15 @@ def _embed_pooled_shard(
     suffix = build_suffix(source.towers["vl"], source.towers["audio"])
     if suffix is not None:
         suffix = suffix.to(device_of(config.accelerator, "embed.accelerator"))
+    vectors = _pooled(source, table, rows, suffix)
+    clips = _clips(table, rows)
+    return _write(output, shard, vectors, clips, quarantine, config, "pooled", search)
+
+
+def _pooled(
+    source: TokenSource, table: TokenTable, rows: Rows, suffix: nn.Module | None
+) -> npt.NDArray[np.float32]:
+    """(N, D) mean tokens of every stream, each L2-normalised, end to end."""
     groups = [
         rows[start : start + CLIPS_AT_A_TIME] for start in range(0, len(rows), CLIPS_AT_A_TIME)
     ]
@@ -305,9 +342,7 @@ def _embed_pooled_shard(
         for tokens in (frozen_tokens(table, group, suffix) for group in groups)
     ]
     empty = np.zeros((0, sum(pooled_widths(source).values())), np.float32)
-    vectors = np.concatenate([empty, *pieces])
-    clips = _clips(table, rows)
-    return _write(output, shard, vectors, clips, quarantine, config, "pooled", search)
+    return np.concatenate([empty, *pieces])
 
 
 def _embed_fused_shard(

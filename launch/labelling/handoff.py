@@ -73,7 +73,7 @@ class Progress:
 
     @property
     def settled(self) -> list[str]:
-        """Clips that more people than that have answered, and nobody more is to be asked about."""
+        """Clips that were asked about again, and that nobody more is to be asked about."""
         return [
             clip
             for clip, who in self.people.items()

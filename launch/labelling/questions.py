@@ -4,61 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from launch.labelling.neighbours import nearest_labelled, trusted_labels
 from launch.stages.expansion import EXPANSION_FILES
 from launch.stages.recorded import expansion_of
 from launch.stages.settings import Settings
 from launch.stages.shortlist import expand_of
 from lsb import ids as sample_ids
-from lsb.annotate import PSEUDO, SOURCES
-from lsb.annotate.questions import Media, Neighbour, Prediction, Question, Reason
+from lsb.annotate.questions import POOLED, Media, Neighbour, Prediction, Question, Reason
 from lsb.artifact import Stage, open_stage
 from lsb.ids import IdArray
 from lsb.labelled import PROBABILITY
 from lsb.ledger import Ledger
-from lsb.order import descending
-from lsb.search.rescore import proposal_error, similarity
 from lsb.store import Store
 from vlmae.data.index import read_index
 from vlmae.handoff import media_files
 
-POOLED = "pooled"
-TRUSTED = tuple(source for source in SOURCES if source != PSEUDO)
-"""Sources of labels that people are shown."""
 UNIMODAL = {"without_audio": f"vl_{PROBABILITY}", "audio_only": f"audio_{PROBABILITY}"}
 
 
-@dataclass(frozen=True)
-class Stores:
-    """Stores of the model that chose a round: of the pool, and of the gold clips."""
-
-    pool: Store
-    gold: Store
-
-
-def stores_of(settings: Settings, ledger: Ledger, number: int) -> Stores:
-    """The stores behind a recorded round.
+def pool_of(settings: Settings, ledger: Ledger, number: int) -> Store:
+    """The store of the pool that a recorded round was chosen from.
 
     Raises:
-        ValueError: one of them is no longer there.
+        ValueError: it is no longer there.
     """
     held = next(record for record in ledger.rounds() if record.round == number)
     expanded = expansion_of(settings.stages, held, expand_of(settings.in_round(number)))
     if expanded is not None:
-        inputs = expanded.manifest["inputs"]
-        found = [_stage_of(settings.stages, inputs[name]) for name in ("pool", "gold")]
-        if found[0] is not None and found[1] is not None:
-            pool, gold = (Store.open(stage.path, verify=False) for stage in found if stage)
-            return Stores(pool, gold)
+        found = _stage_of(settings.stages, expanded.manifest["inputs"]["pool"])
+        if found is not None:
+            return Store.open(found.path, verify=False)
     raise ValueError(
-        f"the expansion of round {number} ({EXPANSION_FILES[0]}) or a store behind it is not in "
+        f"the expansion of round {number} ({EXPANSION_FILES[0]}) or the store behind it is not in "
         f"{settings.stages}: run launch.round again with the same config, which makes it anew"
     )
 
@@ -94,17 +76,16 @@ def ask(
         neighbours: how many labelled ones each clip shows.
         titles: whether titles are told.
     """
-    stores = stores_of(settings, ledger, number)
     ids = sample_ids.from_hex(row["clip_id"] for row in candidates)
-    scored = _predictions(stores.pool, ids, settings.tasks)
+    scored = _predictions(pool_of(settings, ledger, number), ids, settings.tasks)
     index = read_index(data)
     title_of = dict(zip(index["id"].to_pylist(), sample_ids.texts(index["title"]), strict=True))
-    near = _Labelled.known(stores, ledger, number)
+    near = nearest_labelled(
+        settings, data, ids, trusted_labels(ledger, number - 1), count=neighbours
+    )
     done = {row["id"]: row for row in rendered.to_pylist()}
     questions = []
-    for row, clip, predictions, vector in zip(
-        candidates, sample_ids.to_bytes(ids), scored, stores.pool.vectors(ids), strict=True
-    ):
+    for row, clip, predictions in zip(candidates, sample_ids.to_bytes(ids), scored, strict=True):
         questions.append(
             Question(
                 clip_id=row["clip_id"],
@@ -125,13 +106,14 @@ def ask(
                 ),
                 neighbours=tuple(
                     Neighbour(
-                        clip_id=other.hex(),
-                        title=title_of.get(other, "") if titles else "",
-                        similarity=alike,
-                        labels=near.labels[other],
+                        clip_id=other.clip.hex(),
+                        title=title_of.get(other.clip, "") if titles else "",
+                        similarity=other.similarity,
+                        labels=other.labels,
                     )
-                    for other, alike in near.nearest(vector, neighbours)
+                    for other in near[clip]
                 ),
+                alike_in=POOLED,
             )
         )
     return questions
@@ -161,51 +143,3 @@ def _predictions(store: Store, ids: IdArray, tasks: Sequence[str]) -> list[dict[
         }
         for row in rows
     ]
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """Labelled clips whose vectors are at hand.
-
-    Attributes:
-        ids: (L,) S16, ascending.
-        vectors: (L, D) float32.
-        labels: id -> task -> label.
-    """
-
-    ids: IdArray
-    vectors: npt.NDArray[np.float32]
-    labels: dict[bytes, dict[str, int]]
-
-    @classmethod
-    def known(cls, stores: Stores, ledger: Ledger, number: int) -> _Labelled:
-        """Clips of the pool and gold clips that had a label before a round, of anybody but a model.
-
-        People who saw a model's pseudo-label beside what they judge would repeat it.
-        """
-        labels: dict[bytes, dict[str, int]] = {}
-        for (clip, task), row in sorted(ledger.counted(number - 1, TRUSTED).items()):
-            if row["label"] is not None:
-                labels.setdefault(bytes.fromhex(clip), {})[task] = int(row["label"])
-        wanted = sample_ids.from_bytes(sorted(labels))
-        ids, vectors = [], []
-        for store in (stores.pool, stores.gold):
-            held = wanted[np.isin(wanted, store.ids)]
-            ids.append(held)
-            vectors.append(store.vectors(held))
-        every, rows = np.unique(np.concatenate(ids), return_index=True)
-        return cls(every, np.concatenate(vectors)[rows], labels)
-
-    def nearest(self, vector_D: npt.NDArray[np.float32], count: int) -> list[tuple[bytes, float]]:
-        """The most similar ones, by (-similarity, id)."""
-        count = min(count, len(self.ids))
-        if not count:
-            return []
-        # The float32 product proposes, the rescoring kernel decides.
-        rough = self.vectors @ vector_D
-        limit = np.partition(rough, -count)[-count] - 2 * proposal_error(len(vector_D))
-        rows = np.flatnonzero(rough >= limit)
-        exact = similarity(self.vectors[rows], vector_D[None])
-        order = descending(exact, self.ids[rows])[:count]
-        names = sample_ids.to_bytes(self.ids[rows[order]])
-        return list(zip(names, map(float, exact[order]), strict=True))

@@ -84,7 +84,7 @@ def task_of(question: Question, base: str) -> Task:
         **media_urls(question, base),
         "why": why_text(question.why),
         "predictions": prediction_text(question.predictions),
-        "neighbours": neighbour_text(question.neighbours),
+        "neighbours": neighbour_text(question.neighbours, question.alike_in),
         "anonymisation": question.anonymisation,
     }
     return {"data": data}

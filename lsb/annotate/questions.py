@@ -12,6 +12,9 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from lsb.annotate.lines import ClipId, Line
 
+POOLED: Literal["pooled"] = "pooled"
+"""Vectors of the frozen towers alone, which all clips have."""
+
 
 class Media(Line):
     """Names of the files of a clip, relative to the folder that is handed off."""
@@ -64,6 +67,8 @@ class Question(Line):
         predictions: task -> what the model says; none where the round scored no clip.
         why: why it was chosen.
         neighbours: labelled clips near to it, nearest first.
+        alike_in: kind of the vectors whose cosine their similarity is; "fused" in lines of earlier
+            releases, which did not say so.
         answered_by: people who have answered already and are not to be asked, where the clip is
             asked about again; `tasks` are those that are open then. Not in the line otherwise.
     """
@@ -78,6 +83,7 @@ class Question(Line):
     predictions: dict[str, Prediction]
     why: Reason
     neighbours: tuple[Neighbour, ...]
+    alike_in: Literal["pooled", "fused"] = "fused"
     answered_by: tuple[str, ...] = ()
 
     @model_serializer(mode="wrap")
@@ -123,9 +129,10 @@ def prediction_text(predictions: dict[str, Prediction]) -> str:
     return "\n".join(lines) or "nothing: it was chosen unscored"
 
 
-def neighbour_text(neighbours: tuple[Neighbour, ...]) -> str:
-    """Labelled neighbours as lines for people."""
-    lines = []
+def neighbour_text(neighbours: tuple[Neighbour, ...], alike_in: str) -> str:
+    """Labelled neighbours as lines for people, below what their similarity is of."""
+    what = "as the frozen encoders see and hear them" if alike_in == POOLED else "of the model"
+    lines = [f"cosine of the {alike_in} vectors, {what}"] if neighbours else []
     for near in neighbours:
         labels = ", ".join(
             f"{task} {'yes' if label else 'no'}" for task, label in near.labels.items()

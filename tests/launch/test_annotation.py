@@ -142,6 +142,20 @@ def write(path: Path, lines: list[dict[str, Any]]) -> None:
 UNSCORED = ("acquisition=random", "broadening=none", "threshold=none", "shortlist=unscored")
 
 
+def shows_labelled_of_every_split(run: PeopleRun, questions: list[Question]) -> None:
+    """Neighbours are first labels and gold clips, in one space, whatever the round scored."""
+    rows = run.annotations(0)
+    first = {row["clip_id"] for row in rows if row["source"] != "gold"}
+    gold = {row["clip_id"] for row in rows if row["source"] == "gold"}
+    near = [one.clip_id for question in questions for one in question.neighbours]
+    assert len(near) == 3 * len(questions)
+    assert set(near) <= first | gold
+    # Many more are labelled first, so that most neighbours are of them.
+    share = len(first) / (len(first) + len(gold))
+    assert sum(clip in first for clip in near) > share / 2 * len(near) > 0
+    assert {question.alike_in for question in questions} == {"pooled"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", [(), UNSCORED], ids=["broadened", "unscored"])
 def test_people_are_asked_within_a_scoring_budget_and_one_of_a_round(
@@ -152,6 +166,7 @@ def test_people_are_asked_within_a_scoring_budget_and_one_of_a_round(
     run.act("push", monkeypatch)
     questions = read_lines(run.handoff / "questions.jsonl", Question)
     assert len(questions) == BUDGET
+    shows_labelled_of_every_split(run, questions)
     told = {frozenset(question.predictions) for question in questions}
     assert told == {frozenset() if chosen else frozenset(TASKS)}
 
@@ -175,6 +190,7 @@ def test_people_answer_in_files_and_the_round_goes_on(
         assert len(question.neighbours) == 3
         near = [one.similarity for one in question.neighbours]
         assert near == sorted(near, reverse=True)
+    shows_labelled_of_every_split(run, questions)
     assert "handoff" in (tmp_path / "runs" / "people" / "run.json").read_text()
 
     first = [answer(question, "ann") for question in questions[:12]]

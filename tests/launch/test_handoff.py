@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ import pyarrow as pa
 import pytest
 
 from launch import annotate
-from launch.labelling import handoff
+from launch.labelling import handoff, neighbours
 from launch.labelling.handoff import RoundFolder
-from launch.labelling.questions import Stores, _Labelled
+from launch.labelling.neighbours import trusted_labels
 from launch.stages.annotators import HandOffConfig
 from launch.stages.settings import Settings
 from lsb import ids as sample_ids
@@ -236,20 +237,42 @@ def test_what_stays_open_is_told_and_asked_no_more(settings: Settings, ledger: L
     assert office.asked() == []
 
 
-class _Vectors:
-    """A store of clips with a vector each."""
-
-    def __init__(self, *keys: str) -> None:
-        self.ids = np.sort(sample_ids.sample_ids(keys))
-
-    def vectors(self, ids: sample_ids.IdArray) -> np.ndarray[Any, Any]:
-        return np.ones((len(ids), 2), dtype=np.float32)
-
-
 def test_people_are_not_shown_what_a_model_labelled(ledger: Ledger) -> None:
     ledger.import_annotations(0, labels("known", 1, "human", "given"))
     ledger.import_annotations(0, labels("guessed", 1, "pseudo", "pseudo:model"))
-    stores: Any = Stores(_Vectors("known", "guessed"), _Vectors())  # type: ignore[arg-type]
-    shown = _Labelled.known(stores, ledger, 1)
-    assert sample_ids.to_bytes(shown.ids) == [sample_id("known")]
-    assert set(shown.labels) == {sample_id("known")}
+    assert trusted_labels(ledger, 0) == {sample_id("known"): {"relevance": 1}}
+
+
+def test_labelled_neighbours_are_the_nearest_of_all_that_have_tokens(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = sample_ids.sample_ids([f"clip-{number}" for number in range(40)])
+    random = np.random.default_rng(3)
+    drawn = random.normal(size=(len(every), 8)).astype(np.float32)
+    vectors = dict(zip(sample_ids.to_bytes(every), drawn, strict=True))
+    unit = {clip: one / np.linalg.norm(one) for clip, one in vectors.items()}
+    asked, gone = every[:5], every[39:]
+    known = {clip: {"relevance": 1} for clip in sample_ids.to_bytes(every[5:])}
+
+    def pooled(source: Any, ids: sample_ids.IdArray, threads: int) -> Any:
+        assert sorted(ids.tolist()) == sorted(every[:39].tolist()), "no clip but those compared"
+        return ids, np.stack([unit[clip] for clip in sample_ids.to_bytes(ids)])
+
+    source = SimpleNamespace(index=pa.table({"id": sample_ids.to_arrow(every[:39])}))
+    monkeypatch.setattr(neighbours, "_tokens", lambda settings, data: source)
+    monkeypatch.setattr(neighbours, "pooled_vectors", pooled)
+    data: Any = None
+    found = neighbours.nearest_labelled(settings, data, asked, known, count=3)
+    for clip in sample_ids.to_bytes(asked):
+        alike = {
+            other: float(unit[clip] @ unit[other])
+            for other in known
+            if other != sample_ids.to_bytes(gone)[0]
+        }
+        best = sorted(alike, key=lambda other: -alike[other])[:3]
+        assert [near.clip for near in found[clip]] == best
+        assert [near.similarity for near in found[clip]] == pytest.approx(
+            [alike[other] for other in best], abs=1e-6
+        )
+    none = neighbours.nearest_labelled(settings, data, asked, {}, count=3)
+    assert set(map(len, none.values())) == {0}

@@ -16,7 +16,7 @@ from lsb.ids import from_arrow, sample_ids
 from lsb.store import Store
 from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
 from vlmae.data.token_source import CachedTokens, LiveTokens
-from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled
+from vlmae.embedding import EmbedConfig, Scoring, embed_fused, embed_pooled, pooled_vectors
 
 MediaMaker = Callable[..., bytes]
 DataMaker = Callable[..., Stage]
@@ -84,6 +84,23 @@ def test_pooled_store_opens_in_both_dtypes(
     again = embed_pooled(tmp_path, source, EmbedConfig("first", dtype))
     assert again is not None
     assert again.reused
+
+
+def test_vectors_of_some_clips_are_those_of_the_stores(
+    tmp_path: Path, source: CachedTokens
+) -> None:
+    stores = [
+        opened(embed_pooled(tmp_path, source, EmbedConfig(name))) for name in ("first", "pool")
+    ]
+    wanted = np.concatenate([stores[1].ids[::-2], stores[0].ids[1:3]])
+    ids, vectors = pooled_vectors(source, wanted)
+    assert ids.tolist() == sorted(wanted.tolist())
+    for store in stores:
+        mine = np.isin(ids, store.ids)
+        assert mine.any()
+        np.testing.assert_allclose(vectors[mine], store.vectors(ids[mine]), atol=1e-6)
+    with pytest.raises(ValueError, match="another data set"):
+        pooled_vectors(source, sample_ids(["nobody"]))
 
 
 def test_fused_store_tells_logits_and_probabilities_of_every_head(

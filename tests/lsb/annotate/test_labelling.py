@@ -42,6 +42,7 @@ def question(number: int = 0, **fields: Any) -> Question:
             similarity=0.8125,
             lookalike_threshold=0.75,
         ),
+        "alike_in": "pooled",
         "neighbours": (
             Neighbour(clip_id=CLIPS[2], title="near", similarity=0.9, labels={"policy": 1}),
         ),
@@ -89,7 +90,10 @@ def test_a_task_shows_all_and_fits_the_config() -> None:
         "policy: with audio 0.510, without audio 0.200, audio only 0.900",
         "unsafe: with audio 0.010",
     ]
-    assert data["neighbours"] == f"0.900 {CLIPS[2][:8]} “near”: policy yes"
+    assert data["neighbours"].splitlines() == [
+        "cosine of the pooled vectors, as the frozen encoders see and hear them",
+        f"0.900 {CLIPS[2][:8]} “near”: policy yes",
+    ]
     bare = task_of(question(title="", neighbours=()), "u/")["data"]
     assert (bare["title"], bare["neighbours"]) == ("(no title)", "none")
 
