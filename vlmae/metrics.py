@@ -220,8 +220,13 @@ def mean_over_seeds(values_S: Sequence[float], resamples: int, seed: int) -> Int
         values_S: (S,) of each seed.
         resamples: how often S seeds are drawn with replacement.
         seed: of the draws.
+
+    Returns:
+        Bounds that are NaN where there is one seed, which says nothing of others.
     """
     values = np.asarray(values_S, dtype=np.float64)
+    if len(values) == 1:
+        return Interval(float(values[0]), float("nan"), float("nan"))
     drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     return percentile_interval(np.append(values.mean(), values[drawn].mean(axis=1)))
 

@@ -298,9 +298,14 @@ def _found_table(arms: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for arm, entry in sorted(arms.items(), key=lambda item: -item[1]["found"][names[0]]["value"]):
         intervals = (entry["found"][name] for name in names)
-        cells = (f"{one['value']:.0f} [{one['low']:.0f},{one['high']:.0f}]" for one in intervals)
-        table.add_row(arm, *cells)
+        table.add_row(arm, *map(_count, intervals))
     return table
+
+
+def _count(interval: Mapping[str, float | None]) -> str:
+    """A count with its interval, or alone where it is of one seed."""
+    value, low, high = (interval[name] for name in ("value", "low", "high"))
+    return f"{value:.0f}" if low is None or high is None else f"{value:.0f} [{low:.0f},{high:.0f}]"
 
 
 def _winner_line(winner: Mapping[str, Any], percent: str) -> str:

@@ -93,6 +93,16 @@ def test_what_was_found_has_intervals_over_seeds(summary: Any) -> None:
     assert "42 [41,42]" in row
 
 
+def test_one_seed_says_nothing_of_others(tmp_path: Path) -> None:
+    evaluated(tmp_path, "one", 1.0, 1)
+    made = summarise_comparison(
+        tmp_path, {("labels", "random"): [unit("one", 1)]}, ["policy"], MEASURE
+    )
+    found = made["arms"]["labels"]["random"]["found"]
+    assert found["policy"] == {"value": 41.0, "low": None, "high": None}
+    assert printed(made).splitlines()[-4].split() == ["random", "41", "12"]
+
+
 def test_the_winner_is_named_with_a_paired_interval(summary: Any) -> None:
     made, _ = summary
     winner = made["winners"]["scoring"]

@@ -17,7 +17,7 @@ import sys
 OURS = ("launch", "vlmae", "lsb", "benchmarks")
 MODULES = ("torch.distributed.run",)
 FORK_SERVER = "from multiprocessing.forkserver import main"
-READ_BY_IMPORTS = ("HF_", "TRANSFORMERS_", "OMP_", "MKL_", "KMP_", "LD_", "MALLOC_", "DS_")
+READ_BY_IMPORTS = ("HF_", "TRANSFORMERS_", "OMP_", "MKL_", "LD_", "MALLOC_", "DS_")
 OF_PYTHON = ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHON_EXEC")
 """Variables of the interpreter that a server heeds."""
 NAMESPACES = ("mnt", "net", "pid", "uts", "ipc")
