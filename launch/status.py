@@ -19,11 +19,12 @@ from rich.console import Group
 from rich.table import Table
 
 from launch.jobs.executor import ENDED, PENDING, RUNNING, TaskState
-from launch.jobs.heartbeat import server_time, silence
+from launch.jobs.heartbeat import last_beats, server_time, silence
 from launch.jobs.job import RANKS, Job, seconds_since
 from launch.jobs.run_jobs import RunJobs, active
 from launch.sweeping.table import SweepRecord, sweep_page
 from lsb.console import console, run_command
+from lsb.progress import seconds_left
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class JobStatus:
         waiting: tasks.
         ids: the executor's, of its last attempts.
         seconds: since its first attempt, until it was finished.
-        remaining: seconds to go at the pace so far; None where nobody can tell.
+        remaining: seconds to go at the pace so far, of shards that are done or of a training's
+            steps; None where nobody can tell.
         error: of the first task that is neither done nor under way, in one line; else empty.
         silent: seconds since the last progress, of the running task that is silent longest.
     """
@@ -83,7 +85,9 @@ def job_status(job: Job, states: dict[int, TaskState]) -> JobStatus:
         told = [job.told("done", task).get("time") for task in busy]
         ends = [seconds_since(time) for time in told if time]
         seconds -= min(ends, default=0.0)
-    elif active(states) and job.kind != RANKS and done:
+    elif job.kind == RANKS:
+        remaining = _steps_remaining(job, states)
+    elif active(states) and done:
         remaining = seconds * (of - done) / done
     return JobStatus(
         job.name,
@@ -97,6 +101,15 @@ def job_status(job: Job, states: dict[int, TaskState]) -> JobStatus:
         _error(job, stopped, states) if attempts else "",
         _silent(job, states),
     )
+
+
+def _steps_remaining(job: Job, states: dict[int, TaskState]) -> float | None:
+    """Of a training that runs: what the rank that got on last has told of its steps."""
+    if states.get(0, TaskState(PENDING)).state != RUNNING:  # what it told is of before
+        return None
+    last = min(last_beats(job, 0), key=lambda beat: beat.seconds, default=None)
+    left = None if last is None else seconds_left(last.what)
+    return None if last is None or left is None else max(0.0, left - last.seconds)
 
 
 def _silent(job: Job, states: dict[int, TaskState]) -> float | None:

@@ -9,6 +9,7 @@ stage of its own. A ZeRO save is then converted once, beside itself.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
-from lsb.progress import progressed
+from lsb.progress import progressed, steps_told
 from vlmae.callbacks import AnotherWorld, BetweenEpochs, SaveForResume
 from vlmae.data.loader import ClipLoader
 from vlmae.module import VlmaeModule
@@ -161,13 +162,29 @@ def _require_same(save: Save, training: str) -> None:
 
 
 class _Progress(Callback):
-    """Tells whoever started this rank that it trains and measures (`lsb.progress`)."""
+    """Tells whoever started this rank that it trains and measures (`lsb.progress`).
+
+    The pace is that of the steps this process has made: where it goes on from a save, those of
+    before took their time elsewhere. What lies between steps, validation for instance, counts.
+    """
+
+    def __init__(self) -> None:
+        self._begun = (0.0, 0)  # seconds, step
+        self._told = "step 0"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the clock."""
+        self._begun = (time.monotonic(), trainer.global_step)
+        self._told = f"step {trainer.global_step}"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After every batch."""
-        progressed(f"step {trainer.global_step}")
+        step, (since, first) = trainer.global_step, self._begun
+        pace = (time.monotonic() - since) / (step - first) if step > first else None
+        self._told = steps_told(step, step + _steps_left(trainer, batch_idx), pace)
+        progressed(self._told)
 
     def on_validation_batch_end(
         self,
@@ -179,7 +196,19 @@ class _Progress(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """After every batch of the validation clips."""
-        progressed(f"step {trainer.global_step}, validation batch {batch_idx}")
+        progressed(f"{self._told}, validation batch {batch_idx}")
+
+
+def _steps_left(trainer: Trainer, batch_idx: int) -> int:
+    """Steps of the optimiser behind a batch, if epochs stay as long as they are now.
+
+    Counted from here, and not in whole: epochs of a training that grows differ, and the steps done
+    may be those of other ranks.
+    """
+    assert trainer.max_epochs is not None, "trainings are counted in epochs"
+    batches = int(trainer.num_training_batches)
+    left = (trainer.max_epochs - trainer.current_epoch) * batches - (batch_idx + 1)
+    return -(-left // trainer.accumulate_grad_batches)
 
 
 class _Pretrained(Callback):
