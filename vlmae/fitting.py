@@ -207,7 +207,7 @@ def _steps_left(trainer: Trainer, batch_idx: int) -> int:
     """
     assert trainer.max_epochs is not None, "trainings are counted in epochs"
     batches = int(trainer.num_training_batches)
-    left = (trainer.max_epochs - trainer.current_epoch) * batches - (batch_idx + 1)
+    left: int = (trainer.max_epochs - trainer.current_epoch) * batches - (batch_idx + 1)
     return -(-left // int(trainer.accumulate_grad_batches))
 
 
