@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from launch.stages.settings import Settings
+from launch.stages.shared import prefix_of
 from lsb import ids as sample_ids
 from lsb.annotate import PSEUDO, SOURCES
 from lsb.artifact import Stage
@@ -20,7 +21,7 @@ from lsb.ids import IdArray
 from lsb.ledger import Ledger
 from lsb.order import descending
 from lsb.search.rescore import proposal_error, similarity
-from vlmae.data.prefix_cache import Prefix, find_cache
+from vlmae.data.prefix_cache import find_cache
 from vlmae.data.token_source import CachedTokens
 from vlmae.embedding import pooled_vectors
 
@@ -95,15 +96,7 @@ def nearest_labelled(
 
 def _tokens(settings: Settings, data: Stage) -> CachedTokens:
     """The frozen tokens that the run has trained from."""
-    prefix = Prefix(
-        data,
-        settings.vl,
-        settings.audio,
-        settings.decode,
-        settings.prefix,
-        settings.data.storage_options,
-    )
-    cache = find_cache(settings.stages, prefix)
+    cache = find_cache(settings.stages, prefix_of(settings, data))
     if cache is None:
         raise ValueError(
             f"the frozen tokens of the run are not in {settings.stages}: run launch.round again "

@@ -63,15 +63,7 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
             f"a round trains from caches, and this cannot be cached: {towers.uncacheable}; "
             "vlmae.train trains live"
         )
-    prefix = Prefix(
-        data,
-        settings.vl,
-        settings.audio,
-        settings.decode,
-        settings.prefix,
-        settings.data.storage_options,
-    )
-    made = cache_prefix(settings.stages, prefix)
+    made = cache_prefix(settings.stages, prefix_of(settings, data))
     assert made is not None, "one share of one is the whole cache"
     tokens = folder.use(made)
     source = CachedTokens(PrefixCache(tokens))
@@ -82,6 +74,18 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     truth = in_source(truth, source)  # nobody can label what cannot be decoded
     seconds = {"prepare": data.seconds, "cache": tokens.seconds, "whiten": whitened.seconds}
     return Shared(data, source, whitened, truth, seconds, settings.data.labels_hash())
+
+
+def prefix_of(settings: Settings, data: Stage) -> Prefix:
+    """What the frozen tokens of a data set are made of, by which their cache is found."""
+    return Prefix(
+        data,
+        settings.vl,
+        settings.audio,
+        settings.decode,
+        settings.prefix,
+        settings.data.storage_options,
+    )
 
 
 def train_stage(
