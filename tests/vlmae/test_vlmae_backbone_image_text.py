@@ -202,7 +202,8 @@ def test_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None
 def test_towers_are_built_once_and_must_fit(
     towers: Towers, nodes: dict[str, dict[str, object]]
 ) -> None:
-    assert build_towers(nodes["vl"], nodes["audio"]) is towers
+    built = build_towers(nodes["vl"], nodes["audio"])
+    assert build_towers(dict(nodes["vl"]), dict(nodes["audio"])) is built
     assert towers.streams == {"vl": {"image": 1280, "text": 384}, "audio": {"audio": 384}}
     assert towers.sample_rate == 16_000
     with pytest.raises(ValueError, match=r"stream named \['image', 'text'\]"):
