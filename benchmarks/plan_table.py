@@ -1,13 +1,17 @@
-"""Settings by model size, as `launch.plan` finds them: `python -m benchmarks.plan_table`.
+"""Settings by model size, as `launch.plan` finds them.
+
+    python -m benchmarks.plan_table [--machines]
 
 For every pair of towers and way to tune them: 8 GPUs of 80 GiB, 8 clips a GPU and micro-batch, 8
-frames, 10 s of sound, bfloat16 autocast, tokens in front of the cut from the cache. Where DDP does
-not fit, the first settings that do (`launch.jobs.planning.Planner.alternatives`). Nothing is
-trained; the table of docs/topology.md is the output.
+frames, 10 s of sound, bfloat16 autocast, tokens in front of the cut from the cache; with --machines
+the larger ones on several such machines. Where DDP does not fit, the first settings that do
+(`launch.jobs.planning.Planner.alternatives`). Nothing is trained; the tables of docs/topology.md
+are the output.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +32,7 @@ COMMON = (
     "launcher.ranks=8",
     "plan.seconds=10",
 )
+MACHINES = (2, 4, 8)
 TINY = ("vl=image_text", "audio=whisper_tiny")
 
 
@@ -39,11 +44,13 @@ class Row:
         towers: names.
         tuning: in words.
         overrides: of `launch.plan`, beside `COMMON`.
+        nodes: machines.
     """
 
     towers: str
     tuning: str
     overrides: tuple[str, ...]
+    nodes: int = 1
 
 
 def rows(folder: Path) -> Iterator[Row]:
@@ -82,26 +89,46 @@ def rows(folder: Path) -> Iterator[Row]:
             yield Row(towers, "full, live", (*words, *live))
 
 
-def line(row: Row) -> str:
-    """A row of the table in Markdown."""
-    config = compose_config("plan", [*COMMON, *row.overrides])
+def rows_of_machines(folder: Path) -> Iterator[Row]:
+    """Blocks of the vision-language tower that train, up to what fits at all, on several machines.
+
+    Args:
+        folder: where towers without weights are written to.
+    """
+    made = write_towers(folder)
+    audio = _audio(made["whisper-large-v3"])
+    for name, kind, blocks in (
+        ("Qwen3-VL-8B", "qwen3_vl", 33),
+        ("Qwen2.5-VL-72B", "qwen2_5_vl", 8),
+        ("Qwen2.5-VL-72B", "qwen2_5_vl", 14),
+        ("Qwen2.5-VL-72B", "qwen2_5_vl", 16),
+    ):
+        words = f"vl={kind} vl.model={made[name]} {audio} tuning=last_2 tuning.vl.blocks={blocks}"
+        for nodes in MACHINES:
+            tuning = f"last {blocks} VL blocks"
+            yield Row(f"{name}, whisper-large-v3", tuning, tuple(words.split(" ")), nodes)
+
+
+def line(row: Row, *, machines: bool = False) -> str:
+    """A row of the table in Markdown; with `machines` their number is in it."""
+    overrides = [*COMMON, *row.overrides, f"launcher.nodes={row.nodes}"]
+    config = compose_config("plan", overrides)
     planner = Planner(cast(dict[str, Any], as_dict(config)))
     need = planner.need(planner.asked)
     asked = _gib(need.gpu_peak[1])
     trained = f"{sum(planner.size.trained) / 1e6:,.1f} M"
+    model = f"| {row.towers} | {row.tuning} | {trained} |" + f" {row.nodes} |" * machines
     if planner.fits(need):
         settings, most, host = "as it is", need.gpu_peak, need.node
     else:
         found = planner.nearest()
         if found is None:
-            return f"| {row.towers} | {row.tuning} | {trained} | {asked} | does not fit | | |"
+            return f"{model} {asked} | does not fit | | |"
         settings = "`" + " ".join(found[1]) + "`"
         there = planner.need(found[0])
         most, host = there.gpu_peak, there.node
     cells = (f"{_gib(most[1])} ({most[0]})", f"{host / GIB:.0f}")
-    return (
-        f"| {row.towers} | {row.tuning} | {trained} | {asked} | {settings} | {' | '.join(cells)} |"
-    )
+    return f"{model} {asked} | {settings} | {' | '.join(cells)} |"
 
 
 def _gib(size: int) -> str:
@@ -113,12 +140,19 @@ def _audio(folder: Path) -> str:
 
 
 def main() -> None:
-    """Print the table."""
-    print("| towers | trains | parameters | DDP, GiB | settings | GPU, GiB (phase) | host, GiB |")
-    print("|---|---|---:|---:|---|---:|---:|")
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--machines", action="store_true", help="the table of several machines")
+    machines = parser.parse_args().machines
+    more = (" machines |", "---:|") if machines else ("", "")
+    print(
+        f"| towers | trains | parameters |{more[0]} DDP, GiB | settings | GPU, GiB (phase) "
+        "| host, GiB |"
+    )
+    print(f"|---|---|---:|{more[1]}---:|---|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows(Path(folder)):
-            print(line(row), flush=True)
+        for row in (rows_of_machines if machines else rows)(Path(folder)):
+            print(line(row, machines=machines), flush=True)
 
 
 if __name__ == "__main__":

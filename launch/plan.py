@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from omegaconf import DictConfig
@@ -40,7 +41,7 @@ def report(planner: Planner, need: Need) -> list[str | Table]:
     prefix = "runs in the training" if planner.live else "is read from its cache"
     tokens = ", ".join(f"{name} {length}" for name, (length, _) in planner.shapes.items())
     phase, most = need.gpu_peak
-    return [
+    lines: list[str | Table] = [
         f"{trained:,} of {count:,} parameters train; the frozen prefix, "
         f"{size.prefix / GIB:.2f} GiB, {prefix} (prefix.use)",
         f"tokens of a clip at the cut: {tokens}",
@@ -54,6 +55,15 @@ def report(planner: Planner, need: Need) -> list[str | Table]:
         f"{need.node / GIB:.2f} GiB of {_host(planner)}: "
         f"{'fits' if planner.fits(need) else 'does not fit'}",
     ]
+    copied = planner.with_copy(asked.strategy, asked.nodes)
+    if copied is not None and planner.fits(need):
+        more = planner.need(replace(asked, strategy=copied))
+        lines.append(
+            f"strategy.hpz_ranks={copied.hpz_ranks} keeps a second copy of the weights on each "
+            "machine, and the backward pass gathers from no other: "
+            f"{more.gpu_peak[1] / GIB:.2f} GiB, {'fits' if planner.fits(more) else 'does not fit'}"
+        )
+    return lines
 
 
 def refusal(planner: Planner, need: Need) -> str:

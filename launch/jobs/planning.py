@@ -166,28 +166,46 @@ class Planner:
 
         Recomputed blocks; smaller micro-batches, accumulated to the same step; strategies that
         shard more, then in the host's memory; the same on two, four, ... times as many machines.
+        ZeRO-3 over several machines has a second copy of the weights on each where there is room.
         """
         asked = self.asked
         nodes = asked.nodes
         while nodes <= self._most_nodes:
             for strategy in self._strategies(nodes):
+                copied = self.with_copy(strategy, nodes)
+                # The strategy that was asked, with or without a copy, is tried as it was asked.
+                if copied is None or asked.strategy in (strategy, copied):
+                    choices = [strategy]
+                else:
+                    choices = [copied, strategy]
                 for train in self._trainings():
-                    setting = replace(asked, strategy=strategy, train=train, nodes=nodes)
-                    overrides = _overrides(asked, setting)
-                    if overrides:
-                        yield setting, overrides
+                    for chosen in choices:
+                        setting = replace(asked, strategy=chosen, train=train, nodes=nodes)
+                        if overrides := _overrides(asked, setting):
+                            yield setting, overrides
             nodes *= 2
+
+    def with_copy(self, strategy: StrategyConfig, nodes: int) -> StrategyConfig | None:
+        """ZeRO-3 with a second copy of the weights on each machine (hpZ); None where it is no use.
+
+        It costs memory, and saves the backward pass what it would gather from other machines.
+        """
+        useful = strategy.name == "zero3" and nodes > 1 and self.asked.ranks > 1
+        if not useful or strategy.hpz_ranks > 1 or strategy.offload_parameters:
+            return None
+        return replace(strategy, hpz_ranks=self.asked.ranks)
 
     def _strategies(self, nodes: int) -> list[StrategyConfig]:
         """As asked first, then those that shard more."""
         asked = self.asked.strategy
-        found = [asked]
+        alone = replace(asked, hpz_ranks=1)
+        found = [asked] if asked == alone else [asked, alone]
         if nodes * self.asked.ranks > 1:
             for name in HEAVIER[HEAVIER.index(asked.name) + 1 :]:
                 # conf/strategy has no ZeRO-3 that keeps its weights and offloads the rest.
                 weights = name == "zero3" and asked.offload_optimizer
                 found.append(replace(asked, name=name, offload_parameters=weights))
-        offloaded = replace(asked, name="zero3", offload_optimizer=True, offload_parameters=True)
+        offloaded = replace(alone, name="zero3", offload_optimizer=True, offload_parameters=True)
         return found if offloaded in found else [*found, offloaded]
 
     def _trainings(self) -> list[TrainConfig]:
@@ -227,6 +245,7 @@ def _overrides(asked: Setting, setting: Setting) -> list[str]:
     """What to add to the command line for a setting."""
     pairs = [
         ("strategy", _file(asked.strategy), _file(setting.strategy)),
+        ("strategy.hpz_ranks", asked.strategy.hpz_ranks, setting.strategy.hpz_ranks),
         ("trainer.batch_size", asked.train.batch_size, setting.train.batch_size),
         ("trainer.accumulate", asked.train.accumulate, setting.train.accumulate),
         (

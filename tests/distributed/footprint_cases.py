@@ -9,6 +9,7 @@ import gc
 import json
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from vlmae.strategy import process_group
 CASES = {
     **{
         name: Case(strategy, accumulate=1, epochs=1, adam=True)
-        for name, strategy in STRATEGIES.items()
+        for name, strategy in {
+            **STRATEGIES,
+            "hpz": replace(STRATEGIES["zero3"], hpz_ranks=2),
+        }.items()
     },
     **{
         f"{name}, accumulated": Case(STRATEGIES[name], accumulate=2, epochs=1, adam=True)

@@ -11,7 +11,7 @@ from small_model import build
 from torchrun import ended, start_script
 
 from vlmae.footprint.activations import Activations
-from vlmae.footprint.arithmetic import ALWAYS, Placement, gpu_lines
+from vlmae.footprint.arithmetic import ALWAYS, COPY, Placement, gpu_lines
 from vlmae.footprint.size import size_of
 from vlmae.optimizers import OptimizerConfig
 
@@ -49,6 +49,12 @@ def test_ranks_hold_what_is_planned(alive: dict[str, dict[str, int]], name: str)
 def test_strategies_hold_less_and_less(alive: dict[str, dict[str, int]]) -> None:
     assert alive["zero3"]["all"] < alive["zero2"]["all"] < alive["ddp"]["all"]
     assert alive["zero3"]["all"] < alive["zero1"]["all"] < alive["ddp"]["all"]
+
+
+def test_a_second_copy_is_held_as_planned(alive: dict[str, dict[str, int]]) -> None:
+    copy, more = planned("hpz")[COPY], alive["hpz"]["all"] - alive["zero3"]["all"]
+    assert copy == planned("zero3")["weights"] - size_of(build(), prefix=0, loaded=0).buffers
+    assert abs(more - copy) < 0.05 * copy
 
 
 def test_zero1_keeps_whole_gradients_between_micro_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,9 @@ from hydra.errors import HydraException
 from tiny_run import run_python
 
 from launch.jobs.planning import GIB, Planner
+from launch.plan import report
 from vlmae.config import as_dict, build, compose_config
+from vlmae.footprint.arithmetic import COPY
 from vlmae.strategy import StrategyConfig
 
 TWO_NODES = (
@@ -66,15 +69,16 @@ def test_every_rank_of_a_machine_loads_towers_and_builds_a_model() -> None:
 
 
 def test_what_is_named_is_what_was_counted() -> None:
-    for asked in ("ddp", "zero2_offload", "zero3"):
-        plan = planner(*MUCH, f"strategy={asked}", "plan.gpu_memory_gb=0.01")
+    for asked in ("ddp", "zero2_offload", "zero3", "zero3 strategy.hpz_ranks=4"):
+        given = (*MUCH, *f"strategy={asked}".split())
+        plan = planner(*given, "plan.gpu_memory_gb=0.01")
         tried = [(setting, found) for setting, found in plan.alternatives() if setting.nodes == 2]
         assert len({" ".join(found) for _, found in tried}) == len(tried)
         for strategy, words in {
             setting.strategy: [word for word in found if word.startswith("strategy")]
             for setting, found in tried
         }.items():
-            values = compose_config("plan", [*MUCH, f"strategy={asked}", *words])
+            values = compose_config("plan", [*given, *words])
             named = build("strategy", StrategyConfig, as_dict(values)["strategy"])
             assert named == strategy, f"{asked}, {words}"
 
@@ -84,6 +88,32 @@ def test_one_gpu_a_machine_is_shared_over_machines() -> None:
     tried = {(setting.nodes, setting.strategy.name) for setting, _ in plan.alternatives()}
     assert {(2, name) for name in ("ddp", "zero1", "zero2", "zero3")} <= tried
     assert not {(1, name) for name in ("zero1", "zero2")} & tried, "one rank shares with nobody"
+
+
+def test_a_second_copy_is_offered_where_there_is_room() -> None:
+    zero3 = (*MUCH, "strategy=zero3")
+    plan = planner(*zero3)
+    copied = plan.with_copy(plan.asked.strategy, 2)
+    assert copied is not None
+    assert copied.hpz_ranks == 8
+    alone = plan.need(plan.asked).gpu_peak[1]
+    more = plan.need(replace(plan.asked, strategy=copied)).gpu_peak[1]
+    copy = next(
+        line.size
+        for line in plan.need(replace(plan.asked, strategy=copied)).gpu
+        if line.name == COPY
+    )
+    assert more == alone + copy
+    for room, said in ((more, "fits"), (alone, "does not fit")):
+        tight = planner(*zero3, f"plan.gpu_memory_gb={room / GIB / 0.9 + 1e-6:.7f}")
+        *_, last = report(tight, tight.need(tight.asked))
+        assert str(last).startswith("strategy.hpz_ranks=8 keeps a second copy")
+        assert str(last).endswith(f"GiB, {said}")
+    ordered = [setting.strategy.hpz_ranks for setting, _ in planner(*MUCH).alternatives()]
+    assert 8 in ordered, "it is tried"
+    for overrides in ("launcher.nodes=1", "launcher.ranks=1", "strategy=zero3_offload"):
+        there = planner(*zero3, overrides)
+        assert there.with_copy(there.asked.strategy, there.asked.nodes) is None, overrides
 
 
 def test_one_machine_is_not_told_to_be_two() -> None:

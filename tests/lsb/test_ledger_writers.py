@@ -120,7 +120,8 @@ def test_two_processes_that_create_one_ledger_make_one(
     told = [process.communicate("\n", timeout=60) for process in processes]
     assert [out for out, _ in told] == ["0\n"] * 4, told
     with Ledger.open(ledger_location, create=False) as ledger, ledger.engine.connect() as found:
-        assert found.execute(sa.text("SELECT version FROM schema_version")).all() == [(SCHEMA_VERSION,)]
+        versions = found.execute(sa.text("SELECT version FROM schema_version")).scalars().all()
+        assert versions == [SCHEMA_VERSION]
 
 
 def test_schemas_hold_several_ledgers_in_one_database(postgres: PostgresServer) -> None:

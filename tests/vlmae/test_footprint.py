@@ -21,7 +21,7 @@ from vlmae.config import as_dict, compose_config
 from vlmae.data.decode import Clip
 from vlmae.data.token_table import widths
 from vlmae.footprint.activations import Activations, measure
-from vlmae.footprint.arithmetic import START, Placement, gpu_lines, host_lines, peak
+from vlmae.footprint.arithmetic import COPY, START, Placement, gpu_lines, host_lines, peak
 from vlmae.footprint.size import WORDS, ModelSize, token_shapes, weightless_model
 from vlmae.fusion import CrossAttentionFusion
 from vlmae.model import VlmaeModel
@@ -153,16 +153,17 @@ def test_strategies_divide_what_they_say() -> None:
     # A quarter of each, and the small one whole, too.
     assert zero3["weights"] == 12_001_000 + 4000 + 64
     assert "frozen prefix" not in ddp
-    assert sizes(name="zero3", hpz_ranks=2)["second copy (hpZ)"] == 2 * 12_001_000
+    assert sizes(name="zero3", hpz_ranks=2)[COPY] == 2 * 12_001_000
     assert sizes(communication_data_type="bf16")["communication buckets"] == trained * 3 // 2
-    offloaded = StrategyConfig("zero3", offload_optimizer=True, offload_parameters=True)
+    offloaded = StrategyConfig("zero3", True, True, hpz_ranks=2)
     placed = Placement(offloaded, ADAM, ranks=4, live=True)
     gpu = {line.name: line.size for line in gpu_lines(size, activations, placed)}
     assert gpu["weights"] == 4000 + 64
-    assert not {"gradients", "optimiser"} & set(gpu)
+    assert not {"gradients", "optimiser", COPY} & set(gpu)
     host = {line.name: line.size for line in host_lines(size, placed)}
     assert host["offloaded optimiser"] == trained
     assert host["offloaded weights"] == 12_001_000
+    assert host[COPY] == 2 * 12_001_000
 
 
 def test_live_towers_move_as_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

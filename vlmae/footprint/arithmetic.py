@@ -20,6 +20,7 @@ from vlmae.strategy import StrategyConfig
 FLOAT = 4
 MOST_GATHERED = 1_000_000_000
 """Elements that DeepSpeed keeps gathered at most, `stage3_max_live_parameters`' default."""
+COPY = "second copy (hpZ)"
 ALWAYS, START, BACKWARD, STEP, END = "always", "start", "backward", "step", "end"
 
 
@@ -72,8 +73,8 @@ def gpu_lines(size: ModelSize, activations: Activations, placed: Placement) -> l
         # `VlmaeModule.encode` moves the towers whole; what trains is a copy of their last blocks.
         lines.append(Line("frozen prefix", size.prefix))
         lines.append(Line("the towers' own blocks behind the cut", size.loaded))
-    if config.name == "zero3" and config.hpz_ranks > 1:
-        lines.append(Line("second copy (hpZ)", FLOAT * _part_of_all(size, config.hpz_ranks)))
+    if config.hpz_ranks > 1 and not config.offload_parameters:
+        lines.append(Line(COPY, FLOAT * _part_of_all(size, config.hpz_ranks)))
     if config.name == "zero1" and placed.accumulate > 1:
         lines.append(Line("gradients until the last micro-batch", FLOAT * trained, BACKWARD))
     if not config.offload_optimizer:
@@ -106,6 +107,8 @@ def host_lines(size: ModelSize, placed: Placement) -> list[Line]:
         lines.append(Line("offloaded optimiser", shard * (2 + _moments(placed.optimizer))))
     if config.offload_parameters:
         lines.append(Line("offloaded weights", FLOAT * _part_of_all(size, placed.ranks)))
+        if config.hpz_ranks > 1:  # DeepSpeed keeps the copy where the shards are
+            lines.append(Line(COPY, FLOAT * _part_of_all(size, config.hpz_ranks)))
     lines.append(Line("trained weights and a new model (first rank)", 2 * everything, END))
     return [line for line in lines if line.size]
 
