@@ -254,7 +254,7 @@ class Settings:
         shortlist = build("shortlist", ShortlistConfig, values["shortlist"])
         pseudo = build("pseudo", PseudoConfig, values["pseudo"])
         if growing.on:
-            _require_read(shortlist, pseudo)
+            _require_read(shortlist, pseudo, values["budgets"])
         oracle = oracle_config(values["oracle"])
         if isinstance(oracle, HandOffConfig) and values["selection"].get("carry_labels"):
             raise ValueError(
@@ -307,9 +307,14 @@ class Settings:
         )
 
 
-def _require_read(shortlist: ShortlistConfig, pseudo: PseudoConfig) -> None:
-    """Refuse what a training that grows would not do, though its arm says so."""
+def _require_read(shortlist: ShortlistConfig, pseudo: PseudoConfig, budgets: list[int]) -> None:
+    """Refuse what a training that grows would not do, though the config says so."""
     require_whole_pool(shortlist)
+    if budgets:
+        raise ValueError(
+            f"budgets is {budgets}, and a training that grows asks for growing.budget clips in "
+            "each expansion: leave budgets empty, or grow between rounds (growing=none rounds=<n>)"
+        )
     if pseudo.mode != "none":
         raise ValueError(
             f"pseudo.mode is {pseudo.mode!r}, and a training that grows makes no pseudo-labels: "

@@ -78,6 +78,7 @@ SHORTLISTED = ("anchoral", "lsb_streams", "proxy", "proxy_streams", "seals")
         *((f"arm={arm}", r"shortlist\.name is .*set shortlist\.name=all") for arm in SHORTLISTED),
         ("shortlist.share=0.5", r"shortlist\.share is 0\.5, .*set shortlist\.share=1"),
         ("pseudo=agreed", r"pseudo\.mode is 'agreed'.*set pseudo=none"),
+        ("budgets=[8,16]", r"budgets is \[8, 16\].*leave budgets empty"),
     ],
 )
 def test_what_a_training_that_grows_would_not_do_is_refused(override: str, message: str) -> None:
