@@ -46,16 +46,6 @@ def test_is_brute_force_also_among_duplicates(unit: Unit, covered: int) -> None:
     assert sorted(choose(ids, vectors, 500, labelled)) == list(range(100))
 
 
-def test_agrees_with_scikit_activeml() -> None:
-    """The picks of its CoreSet (1.0.1) with the clip at 40 degrees labelled."""
-    angles = np.radians([0, 3, 11, 25, 40, 58, 79, 103, 130, 160, 193, 229, 268, 300, 333])
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    ids = sample_ids([f"clip-{row}" for row in range(15)])
-    free = np.delete(np.arange(15), 4)
-    rows = choose(ids[free], vectors[free], 8, vectors[4:5])
-    assert free[rows].tolist() == [11, 8, 13, 0, 6, 10, 12, 9]
-
-
 def test_order_of_clips_and_of_labels_does_not_matter(unit: Unit) -> None:
     vectors = np.concatenate([unit(60, 8), unit(60, 8)[:20]])
     ids = sample_ids([f"clip-{row}" for row in range(80)])

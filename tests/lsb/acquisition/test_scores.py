@@ -24,7 +24,6 @@ from lsb.ids import sample_ids
 
 BINARY = (least_confidence, margin, binary_entropy)
 MULTICLASS = (multiclass_least_confidence, multiclass_margin, multiclass_entropy)
-# What scikit-activeml 1.0.1's uncertainty_scores gives for these rows (entropy in nats there).
 ROWS = np.asarray([[0.5, 0.3, 0.2], [1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
 PROBABILITY = arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1))
 
