@@ -8,19 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_run import run_python
 
-PUBLISHED = [
-    "random",
-    "entropy",
-    "core_set",
-    "badge",
-    "seals",
-    "anchoral",
-    "proxy",
-    "lsb",
-    "lsb_lt",
-    "lsb_streams",
-    "lsb_random",
-]
+from vlmae.config import conf_dir
+
 SOURCES = Path(__file__).parents[3] / "shared" / "data" / "sources"
 SMALL = (
     "size=tiny",
@@ -47,7 +36,7 @@ def test_it_ends_with_both_tables_for_seen_and_unseen_speakers(tmp_path: Path) -
         "-m",
         "launch.compare",
         "experiment=avt_policy",
-        f"arm={','.join(PUBLISHED)}",
+        "arm=all",
         "seed=1",
         f"data.sources={SOURCES}",
         *SMALL,
@@ -56,9 +45,10 @@ def test_it_ends_with_both_tables_for_seen_and_unseen_speakers(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "runs" / "avt_policy_compare" / "compare.json").read_text())
     assert list(summary["arms"]) == ["labels", "scoring"]
+    every = sorted(path.stem for path in Path(conf_dir(), "arm").iterdir())
     pool = summary["arms"]["labels"]["entropy"]["scored"]
     for protocol, arms in summary["arms"].items():
-        assert sorted(arms) == sorted(PUBLISHED)
+        assert sorted(arms) == every
         for name, arm in arms.items():
             assert arm["labels"] == 56
             assert arm["scored"] <= (round(0.4 * pool) if protocol == "scoring" else pool), name
