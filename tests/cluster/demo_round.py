@@ -24,6 +24,7 @@ from lsb.console import console
 
 ROUND = ("-m", "launch.round", "experiment=demo")
 RUN = Path("runs") / "demo"
+MOST_SECONDS = 3600  # of the round by jobs, on cores that others may want, too
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
         try:
             cluster.up()
             begun = time.monotonic()
-            code, said, err = cluster.python(*ROUND, *SLURM, cwd=there)
+            code, said, err = cluster.python(*ROUND, *SLURM, cwd=there, timeout=MOST_SECONDS)
         finally:
             cluster.down()
         if code:

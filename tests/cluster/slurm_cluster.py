@@ -121,9 +121,9 @@ class Cluster:
             raise
         return process.returncode, out, err
 
-    def python(self, *arguments: object, cwd: Path) -> tuple[int, str, str]:
+    def python(self, *arguments: object, cwd: Path, timeout: float = 900) -> tuple[int, str, str]:
         """As `run`, of this interpreter."""
-        return self.run(sys.executable, *arguments, cwd=cwd)
+        return self.run(sys.executable, *arguments, cwd=cwd, timeout=timeout)
 
     def kill(self, words: str) -> None:
         """`kill -9` what runs on the login host and has these words in its command line."""
