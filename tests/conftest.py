@@ -31,6 +31,7 @@ FIRST = (
     "cluster/test_sweep_on_slurm.py",
     "launch/test_annotation.py",
     "launch/test_compare.py",
+    "launch/test_compare_avt.py",
     "launch/test_label_studio_round.py",
     "cluster/test_slurm_tasks.py",
     "launch/test_compare_by_tasks.py",

@@ -30,6 +30,7 @@ SMALL = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # forty units
 @pytest.mark.skipif(not SOURCES.is_dir(), reason=f"{SOURCES} is missing: docs/data.md names them")
 def test_it_ends_with_both_tables_for_seen_and_unseen_speakers(tmp_path: Path) -> None:
     done = run_python(
@@ -41,6 +42,7 @@ def test_it_ends_with_both_tables_for_seen_and_unseen_speakers(tmp_path: Path) -
         f"data.sources={SOURCES}",
         *SMALL,
         cwd=tmp_path,
+        timeout=1400,
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "runs" / "avt_policy_compare" / "compare.json").read_text())

@@ -14,7 +14,9 @@ from typing import Any
 SHARED_STAGES = ("sources-*", "prepare-*", "cache-*", "whiten-*")
 
 
-def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: str, cwd: Path, timeout: float = 500
+) -> subprocess.CompletedProcess[str]:
     """Run the interpreter in `cwd` with one thread and a fixed table width."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.run(
@@ -23,7 +25,7 @@ def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=timeout,
         check=False,
     )
 
