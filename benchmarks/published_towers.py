@@ -1,7 +1,5 @@
 """Published towers as folders without weights: config.json and processors, for `launch.plan`.
 
-    python -m benchmarks.published_towers <folder>
-
 Numbers are those of the config.json files on the Hugging Face hub, written down by hand and not
 fetched. The vocabularies are of single bytes, which changes the number of tokens of a title alone,
 and titles are cut.
@@ -9,7 +7,6 @@ and titles are cut.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,15 +150,3 @@ def _save(folder: Path, *parts: Any) -> Path:
     for part in parts:
         part.save_pretrained(folder)
     return folder
-
-
-def main() -> None:
-    """Write all folders, and print where each is."""
-    if len(sys.argv) != 2:
-        raise SystemExit("error: give one folder: python -m benchmarks.published_towers <folder>")
-    for name, folder in write_towers(Path(sys.argv[1])).items():
-        print(f"{name}: {folder}")
-
-
-if __name__ == "__main__":
-    main()

@@ -97,12 +97,9 @@ def test_a_second_copy_is_offered_where_there_is_room() -> None:
     assert copied is not None
     assert copied.hpz_ranks == 8
     alone = plan.need(plan.asked).gpu_peak[1]
-    more = plan.need(replace(plan.asked, strategy=copied)).gpu_peak[1]
-    copy = next(
-        line.size
-        for line in plan.need(replace(plan.asked, strategy=copied)).gpu
-        if line.name == COPY
-    )
+    need = plan.need(replace(plan.asked, strategy=copied))
+    more = need.gpu_peak[1]
+    copy = next(line.size for line in need.gpu if line.name == COPY)
     assert more == alone + copy
     for room, said in ((more, "fits"), (alone, "does not fit")):
         tight = planner(*zero3, f"plan.gpu_memory_gb={room / GIB / 0.9 + 1e-6:.7f}")
