@@ -133,7 +133,7 @@ def run_job(shared: Shared, clips: Clips, job: Job) -> tuple[Stage, dict[str, St
         inputs = "shuffled_audio" if name == "shuffled" else settings.train.inputs
         chosen: EvaluateConfig = replace(settings.evaluate, inputs=inputs)
         measured[name] = evaluate(
-            settings.stages, shared.source, trained, test=table, config=chosen
+            settings.stages, shared.tokens, trained, test=table, config=chosen
         )
     return trained, measured
 

@@ -232,7 +232,7 @@ class VlmaeModel(nn.Module):
 
 
 class _Projection(nn.Module):
-    """Frozen tokens of one stream, whitened, to the model's width."""
+    """Frozen tokens of one stream, whitened here unless they are already, to the model's width."""
 
     mean: Tensor
     map: Tensor
@@ -245,8 +245,9 @@ class _Projection(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         # Zero under the mask: NaN times a zero weight or gradient would still be NaN.
-        values = torch.where(tokens.mask[..., None], tokens.values, 0.0)
-        whitened = (values - self.mean) @ self.map
+        whitened = tokens.zero_masked().values
+        if not tokens.whitened:
+            whitened = (whitened - self.mean) @ self.map
         return Tokens(self.linear(whitened), tokens.mask)
 
 

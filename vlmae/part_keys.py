@@ -14,7 +14,7 @@ from lsb.files import fingerprint
 from vlmae.data.index import INDEX_ENDING
 
 Manifest = Mapping[str, Any]
-SOURCES = ("data", "prefix", "cache")
+SOURCES = ("data", "prefix", "cache", "whitened")
 
 
 def shard_key(
@@ -67,6 +67,8 @@ def new_key(manifest: Manifest, part: str, made: Mapping[str, Sequence[Manifest]
         again when somebody wants the changed one.
     """
     inputs, stage = manifest["inputs"], manifest["stage"]
+    if stage == "embed" and "whitened" in inputs:  # a new whitening, and so other tokens
+        return None
     name = {"cache": "data", "embed": "cache"}.get(stage)
     for source in made.get(inputs.get(name, ""), ()):
         told = source["parts"].get(part)

@@ -16,10 +16,12 @@ class Tokens:
     Attributes:
         values: (B, T, D) float; what stands where the mask is False has no influence on any result.
         mask: (B, T) bool, True where a token is real. A missing modality is an all-False row.
+        whitened: D are principal components already (`vlmae.data.whitened`), not a stream's width.
     """
 
     values: Tensor
     mask: Tensor
+    whitened: bool = False
 
     def __post_init__(self) -> None:
         if self.values.ndim != 3 or self.mask.shape != self.values.shape[:2]:
@@ -35,19 +37,20 @@ class Tokens:
 
     def to(self, device: torch.device) -> Tokens:
         """The same tokens on a device."""
-        return Tokens(self.values.to(device), self.mask.to(device))
+        return Tokens(self.values.to(device), self.mask.to(device), self.whitened)
 
     def float(self) -> Tokens:
         """The same tokens in float32, whatever they are kept in."""
-        return Tokens(self.values.float(), self.mask)
+        return Tokens(self.values.float(), self.mask, self.whitened)
 
     def keep(self, rows: Tensor) -> Tokens:
         """The same tokens with every sample masked where `rows` (B,) bool is False."""
-        return Tokens(self.values, self.mask & rows[:, None])
+        return Tokens(self.values, self.mask & rows[:, None], self.whitened)
 
     def zero_masked(self) -> Tokens:
         """The same tokens with zeros under the mask: a NaN there times a zero weight is a NaN."""
-        return Tokens(torch.where(self.mask[..., None], self.values, 0.0), self.mask)
+        values = torch.where(self.mask[..., None], self.values, 0.0)
+        return Tokens(values, self.mask, self.whitened)
 
     def mean(self) -> Tensor:
         """(B, D) mean over real tokens; zero where there is none."""

@@ -27,6 +27,7 @@ from vlmae.data.prefix_cache import PrefixConfig, has_cache_of_towers
 from vlmae.data.prepare import data_config
 from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import Say, TokenSource, no_cache, open_source
+from vlmae.data.whitened import WhitenedTokens, keep_whitened, require_keepable
 from vlmae.data.whitening import whiten
 from vlmae.growing.settings import growing_of
 from vlmae.loggers import LoggerConfig
@@ -154,6 +155,8 @@ def training_of(
     optimizer = build("optimizer", OptimizerConfig, values["optimizer"])
     growing = growing_of(values, tasks)
     source = tokens()
+    keep_tokens = checked("whitening.keep_tokens", bool, values["whitening"]["keep_tokens"])
+    cached = require_keepable(source) if keep_tokens else None
     whitened = ranks.once(
         partial(
             whiten,
@@ -164,6 +167,10 @@ def training_of(
             clips=checked("whitening.clips", int, values["whitening"]["clips"]),
         )
     )
+    prefix = build("prefix", PrefixConfig, values["prefix"])
+    if cached is not None:
+        keep_them = partial(keep_whitened, root, source, whitened, processes=prefix.processes)
+        source = WhitenedTokens(cached.cache.stage, ranks.once(keep_them))
     return Training(
         source=source,
         whitened=whitened,
@@ -175,7 +182,7 @@ def training_of(
         config=settings,
         loader=loader,
         strategy=build("strategy", StrategyConfig, values["strategy"]),
-        skip_limit=build("prefix", PrefixConfig, values["prefix"]).skip_limit,
+        skip_limit=prefix.skip_limit,
         ranks=ranks,
         logs=root.parent / "logs",
         logger=build("logger", LoggerConfig, values["logger"]),

@@ -37,7 +37,7 @@ from vlmae.data.loader import LoaderConfig
 from vlmae.data.token_source import LiveTokens, TokenSource, in_source
 from vlmae.data.tombstones import without_tombstones
 from vlmae.data.whitening import read_whitening
-from vlmae.devices import device_of
+from vlmae.devices import cuda_looked_for_once, device_of
 from vlmae.fitting import fit, hint_at_others, resumed_moment
 from vlmae.growing.callback import GrowBetweenEpochs
 from vlmae.growing.clock import EpochClock
@@ -358,19 +358,20 @@ def _fit(root: Path, training: Training, output: Path, identity: str, flag: Stop
         hint_at_others(root, saves, now)
     failed = True
     try:
-        fit(
-            module,
-            loader,
-            make_trainer,
-            validation=validation_clips(training),
-            saves=saves,
-            flag=flag,
-            now=now,
-            save_every=config.save_every_steps,
-            resume_from=config.resume_from,
-            towers=towers if len(towers.suffix_modules()) else None,
-            save_also=None if grower is None else grower.follows,
-        )
+        with cuda_looked_for_once():
+            fit(
+                module,
+                loader,
+                make_trainer,
+                validation=validation_clips(training),
+                saves=saves,
+                flag=flag,
+                now=now,
+                save_every=config.save_every_steps,
+                resume_from=config.resume_from,
+                towers=towers if len(towers.suffix_modules()) else None,
+                save_also=None if grower is None else grower.follows,
+            )
         failed = False
     finally:
         loader.close()

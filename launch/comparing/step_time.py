@@ -55,9 +55,9 @@ def step_times(
 def _step(settings: Settings, shared: Shared, labelled: pa.Table) -> Callable[[], None]:
     tasks = list(settings.tasks)
     some = labelled.slice(0, settings.train.batch_size)
-    rows = shared.source.cache.rows_of(sample_ids.from_arrow(some["id"]))
+    rows = shared.tokens.cache.rows_of(sample_ids.from_arrow(some["id"]))
     labels = label_matrix(some, tasks)
-    clips = CachedClips(shared.source.cache, rows, labels, settings.train.inputs)
+    clips = CachedClips(shared.tokens.cache, rows, labels, settings.train.inputs)
     batch = clips.batch(np.arange(len(clips)))
     model = build_model(settings.model, shared.source.towers)
     model.set_whitening(read_whitening(shared.whitened))

@@ -229,7 +229,7 @@ def read_cuts(stage: Stage) -> dict[tuple[str, int], float | None]:
 def _embed(settings: Settings, shared: Shared, trained: Stage, split: str, only: IdArray) -> Stage:
     stage = embed_fused(
         settings.stages,
-        shared.source,
+        shared.tokens,
         trained,
         EmbedConfig(split, threads=settings.train.threads),
         Scoring(inputs=settings.train.inputs, seed=settings.train.seed, only=only),

@@ -102,10 +102,11 @@ class ClipsConfig:
 
 
 class WhiteningOptions(TypedDict):
-    """What the whitening is fitted on."""
+    """What the whitening is fitted on, and whether whitened tokens are kept."""
 
     splits: list[str]
     clips: int
+    keep_tokens: bool
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Settings:
         audio: Hydra node of the audio backbone.
         decode: which frames are read.
         prefix: how tokens are kept, and parallelism of the cache.
-        whitening: splits and number of clips it is fitted on.
+        whitening: splits and number of clips it is fitted on; whether whitened tokens are kept.
         loader: composition of batches.
         model: fusion, tasks and dropout, see `vlmae.checkpoint.build_model`.
         objective: Hydra node of the objective.
@@ -349,6 +350,8 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
         del kept["pseudo"]
     if not values["budgets"]:
         del kept["budgets"]
+    if not values["whitening"]["keep_tokens"]:  # the same
+        kept["whitening"] = {k: v for k, v in values["whitening"].items() if k != "keep_tokens"}
     if not values["growing"]["every_epochs"]:  # as runs were before there was such a group
         del kept["growing"]
     oracle = values["oracle"]

@@ -17,6 +17,7 @@ from lsb.artifact import Stage
 from vlmae.data.index import read_index
 from vlmae.data.prefix_cache import Prefix, PrefixCache, cache_prefix
 from vlmae.data.token_source import CachedTokens, in_source
+from vlmae.data.whitened import WhitenedTokens, keep_whitened
 from vlmae.data.whitening import whiten
 from vlmae.evaluation import evaluate
 from vlmae.growing.config import Growing
@@ -34,6 +35,7 @@ class Shared:
         data: the prepared data set.
         source: frozen tokens of all its clips, from their cache.
         whitened: whitening of the tokens, fitted on unlabelled clips.
+        tokens: what models read: the same as `source`, or its whitened tokens where they are kept.
         truth: id, key, split and `label_<task>` of every clip that can be decoded.
         seconds: what these stages cost.
         labels: hash of the table of labels that came with the media; empty for composed clips.
@@ -42,6 +44,7 @@ class Shared:
     data: Stage
     source: CachedTokens
     whitened: Stage
+    tokens: CachedTokens
     truth: pa.Table
     seconds: dict[str, float]
     labels: str = ""
@@ -65,15 +68,25 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
         )
     made = cache_prefix(settings.stages, prefix_of(settings, data))
     assert made is not None, "one share of one is the whole cache"
-    tokens = folder.use(made)
-    source = CachedTokens(PrefixCache(tokens))
-    components = int(settings.model["components"])
+    cache = folder.use(made)
+    source = CachedTokens(PrefixCache(cache))
     whitened = folder.use(
-        whiten(settings.stages, source, components=components, **settings.whitening)
+        whiten(
+            settings.stages,
+            source,
+            components=int(settings.model["components"]),
+            splits=settings.whitening["splits"],
+            clips=settings.whitening["clips"],
+        )
     )
+    tokens = source
+    if settings.whitening["keep_tokens"]:
+        processes = settings.prefix.processes
+        kept = keep_whitened(settings.stages, source, whitened, processes=processes)
+        tokens = WhitenedTokens(cache, folder.use(kept))
     truth = in_source(truth, source)  # nobody can label what cannot be decoded
-    seconds = {"prepare": data.seconds, "cache": tokens.seconds, "whiten": whitened.seconds}
-    return Shared(data, source, whitened, truth, seconds, settings.data.labels_hash())
+    seconds = {"prepare": data.seconds, "cache": cache.seconds, "whiten": whitened.seconds}
+    return Shared(data, source, whitened, tokens, truth, seconds, settings.data.labels_hash())
 
 
 def prefix_of(settings: Settings, data: Stage) -> Prefix:
@@ -99,7 +112,7 @@ def train_stage(
     return launched_training(
         settings.stages,
         Training(
-            source=shared.source,
+            source=shared.tokens,
             whitened=shared.whitened,
             labelled=labelled,
             validation=gold,
@@ -121,7 +134,7 @@ def evaluate_stage(settings: Settings, shared: Shared, trained: Stage) -> Stage:
     """Measure a checkpoint on the clips that `clips.measured` names."""
     return evaluate(
         settings.stages,
-        shared.source,
+        shared.tokens,
         trained,
         test=measured_clips(settings, shared.truth),
         config=settings.evaluate,

@@ -315,7 +315,7 @@ def embed_scored(
     passes = settings.expand.acquisition.dropout_samples if split == "pool" else 0
     stage = embed_fused(
         settings.stages,
-        shared.source,
+        shared.tokens,
         trained,
         EmbedConfig(split, threads=settings.train.threads),
         Scoring(

@@ -16,6 +16,7 @@ from lsb.store import Store
 from vlmae.data.prepare import PrepareConfig
 from vlmae.data.ranges import tar_members
 from vlmae.data.token_source import CachedTokens
+from vlmae.data.whitened import keep_whitened
 from vlmae.embedding import EmbedConfig, embed_fused, embed_pooled
 
 DATA = PrepareConfig(
@@ -31,12 +32,13 @@ DATA = PrepareConfig(
     unsafe_rate=0.4,
     broken=0.125,
 )
-HELD = ("prepare", "cache", "embed")
+HELD = ("prepare", "cache", "whitened", "embed")
 
 
 @dataclass(frozen=True)
 class World:
-    """A folder of runs with a data set, its tokens, a checkpoint and stores of split first.
+    """A folder of runs with a data set, its tokens, as they are and whitened, a checkpoint and
+    stores of split first.
 
     Attributes:
         victim: key of a clip that was trained on.
@@ -46,6 +48,7 @@ class World:
     runs: Path
     data: Stage
     cache: Stage
+    kept: Stage
     trained: Stage
     pooled: Stage
     fused: Stage
@@ -96,10 +99,11 @@ def made(
     fused = embed_fused(stages, source, trained, EmbedConfig("first"))
     assert pooled is not None
     assert fused is not None
+    kept = keep_whitened(stages, source, whitened)
     runs = tmp_path_factory.mktemp("world") / "runs"
     cache = source.cache.stage
     bank = next(path for path in stages.glob("sources-*") if path.suffix == "")
-    for path in (bank, *(s.path for s in (data, cache, whitened, trained, pooled, fused))):
+    for path in (bank, *(s.path for s in (data, cache, whitened, kept, trained, pooled, fused))):
         shutil.copytree(path, runs / "stages" / path.name)
     # Neither the first nor the last of its shard, with sound and pictures.
     rows = source.cache.rows.filter(pc.equal(source.cache.rows["shard"], "first-00001.tar"))
@@ -112,12 +116,14 @@ def made(
         start, length = row[f"{name}_start"], row[f"{name}_length"]
         array = np.load(cache.path / f"first-00001.{name}.npy")
         payload[f"{name} tokens"] = array[start : start + length].tobytes()
+        array = np.load(kept.path / f"first-00001.{name}.npy")
+        payload[f"whitened {name} tokens"] = array[start : start + length].tobytes()
     ids = sample_ids([row["key"]])
     payload |= {
         "pooled vector": Store.open(pooled.path).vectors(ids).tobytes(),
         "fused vector": Store.open(fused.path).vectors(ids).tobytes(),
     }
-    return World(runs, data, cache, trained, pooled, fused, row["key"], payload)
+    return World(runs, data, cache, kept, trained, pooled, fused, row["key"], payload)
 
 
 @pytest.fixture

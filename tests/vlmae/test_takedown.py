@@ -31,6 +31,7 @@ from vlmae.data.ranges import RangeReader
 from vlmae.data.redaction import require_redacted
 from vlmae.data.token_source import CachedTokens
 from vlmae.data.tombstones import read_tombstones, without_tombstones
+from vlmae.data.whitened import WhitenedCache
 from vlmae.evaluation import EvaluateConfig, evaluate
 from vlmae.optimizers import OptimizerConfig
 from vlmae.takedown import report, take_down
@@ -46,7 +47,7 @@ def test_nothing_of_the_clip_remains_and_every_other_clip_does(world: World, mad
     found = take_down(world.runs, [world.victim], reason="asked by its owner")
     for name, payload in world.payload.items():
         assert files_with(world.root, payload) == [], name
-    for stage in (world.data, world.cache, world.pooled, world.fused):
+    for stage in (world.data, world.cache, world.kept, world.pooled, world.fused):
         new = world.stage(stage)
         assert new.content == stage.content
         assert new.manifest["redacted"] == 1
@@ -68,12 +69,19 @@ def test_nothing_of_the_clip_remains_and_every_other_clip_does(world: World, mad
     assert RangeReader(world.root / world.data.path.name).read(*places) == RangeReader(
         made.root / made.data.path.name
     ).read(*places)
-    new, old = PrefixCache(world.stage(world.cache)), PrefixCache(made.cache)
-    for stream in ("image", "text", "audio"):
-        one = new.batch(new.rows_of(new.ids), stream)
-        other = old.batch(old.rows_of(new.ids), stream)
-        assert np.array_equal(one.values.numpy(), other.values.numpy())
-        assert np.array_equal(one.mask.numpy(), other.mask.numpy())
+    caches: list[tuple[PrefixCache, PrefixCache]] = [
+        (PrefixCache(world.stage(world.cache)), PrefixCache(made.cache)),
+        (
+            WhitenedCache(world.stage(world.cache), world.stage(world.kept)),
+            WhitenedCache(made.cache, made.kept),
+        ),
+    ]
+    for new, old in caches:
+        for stream in ("image", "text", "audio"):
+            one = new.batch(new.rows_of(new.ids), stream)
+            other = old.batch(old.rows_of(new.ids), stream)
+            assert np.array_equal(one.values.numpy(), other.values.numpy())
+            assert np.array_equal(one.mask.numpy(), other.mask.numpy())
     for stage in (world.pooled, world.fused):
         one, other = (
             Store.open(world.root / stage.path.name),
@@ -109,6 +117,7 @@ def test_counts_are_those_of_the_clips_that_are_left(world: World, made: World) 
             assert counts.get(f"{split}.{task}", 0) == pc.sum(rows[task]).as_py()
     cached = world.stage(world.cache)
     assert cached.counts["clips"] == PrefixCache(cached).rows.num_rows
+    assert world.stage(world.kept).counts["clips"] == cached.counts["clips"]
     assert world.stage(world.pooled).counts["rows"] == made.pooled.counts["rows"] - 1
 
 
@@ -191,7 +200,7 @@ def test_killed_anywhere_and_run_again_it_ends_the_same(
         take_down(world.runs, [] if written and kills % 2 else [world.victim], reason="x")
         assert tree(world.root) == wanted
         shutil.rmtree(world.runs)
-    assert kills == {"replace": 1 + 4 * 3, "rmtree": 4}[call]
+    assert kills == {"replace": 1 + 5 * 3, "rmtree": 5}[call]
 
 
 def test_running_it_again_changes_nothing(world: World) -> None:

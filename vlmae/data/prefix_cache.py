@@ -17,7 +17,7 @@ one is rewritten, the others are linked from the older cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -63,7 +63,7 @@ class PrefixConfig:
     """How tokens are kept, and how hard the machine works for them.
 
     Attributes:
-        dtype: "float16", "bfloat16", or "int8" with one scale a token.
+        dtype: "float16", "bfloat16", "float32", or "int8" with one scale a token.
         processes: worker processes, one shard each at a time.
         threads: torch threads in each of them; results are promised equal for equal numbers.
         skip_limit: largest share of undecodable clips, over which a stage is refused.
@@ -258,7 +258,7 @@ def _spec(prefix: Prefix) -> dict[str, Any]:
         Part(
             shard,
             (
-                *(_array_file(shard, name, array) for name in streams for array in codec.files),
+                *(array_file(shard, name, array) for name in streams for array in codec.files),
                 f"{shard}.rows.parquet",
                 f"{shard}.quarantine.parquet",
             ),
@@ -279,7 +279,8 @@ def _spec(prefix: Prefix) -> dict[str, Any]:
     }
 
 
-def _array_file(shard: str, stream: str, array: str) -> str:
+def array_file(shard: str, stream: str, array: str) -> str:
+    """Name of the file with one of `TokenCodec.files`."""
     return f"{shard}.{stream}.npy" if array == "tokens" else f"{shard}.{stream}.{array}.npy"
 
 
@@ -295,7 +296,7 @@ def _cache_shard(prefix: Prefix, shard: str, output: Path) -> Counts:
         rows = rows.append_column(f"{stream}_length", pa.array(lengths, pa.int64()))
         flat = torch.cat(values) if values else torch.zeros(0, width)
         for array, kept in codec.encode(flat).items():
-            np.save(output / _array_file(shard, stream, array), kept)
+            np.save(output / array_file(shard, stream, array), kept)
     pq.write_table(rows, output / f"{shard}.rows.parquet")
     pq.write_table(encoded.quarantine, output / f"{shard}.quarantine.parquet")
     return encoded.counts
@@ -320,6 +321,7 @@ class PrefixCache:
         self.towers: dict[str, dict[str, Any]] = config["towers"]
         self.codec = TokenCodec(config["dtype"])
         self._widths = widths(self.streams)
+        self._folder = stage.path
         self._shards = list(stage.manifest["parts"])
         tables = [pq.read_table(stage.path / f"{shard}.rows.parquet") for shard in self._shards]
         # In one piece: rows are taken from it once a shard, and looking for theirs costs as much as
@@ -383,13 +385,19 @@ class PrefixCache:
 
     def quarantine(self, shard: str | None = None) -> pa.Table:
         """id, key, reason and detail of the clips, of one part or all, that cannot be decoded."""
+        return self._quarantine([shard]) if shard else self._whole_quarantine
+
+    @cached_property
+    def _whole_quarantine(self) -> pa.Table:
+        return self._quarantine(self._shards)  # once: every training asks for it
+
+    def _quarantine(self, shards: Sequence[str]) -> pa.Table:
         return pa.concat_tables(
-            pq.read_table(self.stage.path / f"{name}.quarantine.parquet")
-            for name in ([shard] if shard else self._shards)
+            pq.read_table(self.stage.path / f"{shard}.quarantine.parquet") for shard in shards
         )
 
     def batch(self, rows: Rows, stream: str) -> Tokens:
-        """(B, T, width) tokens of one stream, padded; float16, or bfloat16 if kept as such."""
+        """(B, T, width) tokens of one stream, padded, as `TokenCodec.decode` gives them."""
         starts, lengths = self._starts[stream], self._lengths[stream]
         spans = [
             (self._arrays(int(self._part[row]), stream), int(starts[row]), int(lengths[row]))
@@ -406,7 +414,7 @@ class PrefixCache:
         if arrays is None:
             arrays = {}
             for name in self.codec.files:
-                file = self.stage.path / _array_file(self._shards[part], stream, name)
+                file = self._folder / array_file(self._shards[part], stream, name)
                 # A plain view of the map: slicing the memmap class costs 5 us a slice.
                 arrays[name] = map_array(file).view(np.ndarray)
             self._maps[part, stream] = arrays

@@ -1,8 +1,8 @@
 """How clips leave the files of a stage's part, and data sets that are made without them.
 
-Four kinds of stages hold what a clip is made of: `prepare` its media, `cache` its tokens, `embed`
-its vectors, `handoff` what people were shown of it. Of all others (training sets, predictions,
-candidates) the records stay.
+Five kinds of stages hold what a clip is made of: `prepare` its media, `cache` its tokens,
+`whitened` the same of fewer columns, `embed` its vectors, `handoff` what people were shown of it.
+Of all others (training sets, predictions, candidates) the records stay.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from vlmae.data.index import INDEX_ENDING
 from vlmae.data.records import tar_members
 from vlmae.data.tombstones import Place, tombstone_ids
 
-KINDS = ("prepare", "cache", "embed", "handoff")
+KINDS = ("prepare", "cache", "whitened", "embed", "handoff")
+OF_TOKENS = ("cache", "whitened")
 QUARANTINE_ENDING = ".quarantine.parquet"
 TRUTH_ENDING = ".truth.parquet"
 BLOCK_BYTES = 1 << 24
@@ -114,7 +115,7 @@ def redact_part(
             gone[clips] += dropped.num_rows
             if name.endswith(INDEX_ENDING):
                 gone[f"{prefix}synthetic"] += _blank(source, target, part, files, dropped)
-            elif kind == "cache":
+            elif kind in OF_TOKENS:
                 left = _cut_tokens(source, target, part, files, table, out)
                 for column in ("audio_missing", "video_missing"):
                     reasons = dropped[column].to_pylist()

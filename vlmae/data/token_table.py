@@ -61,8 +61,13 @@ def frozen_tokens(table: TokenTable, rows: Rows, suffix: nn.Module | None) -> di
         rows: (B,) row numbers.
         suffix: what lies behind the cut (`vlmae.towers.build_suffix`), or None; in any mode, left
             in evaluation mode, since it may have dropout.
+
+    Raises:
+        ValueError: the table has whitened tokens.
     """
     streams = {name: table.batch(rows, name).float() for name in widths(table.streams)}
+    if any(tokens.whitened for tokens in streams.values()):
+        raise ValueError("whitened tokens are for models: give the cache that they were made of")
     progressed(f"tokens of {len(rows)} clips read")
     if suffix is None:
         return streams
@@ -75,13 +80,13 @@ def frozen_tokens(table: TokenTable, rows: Rows, suffix: nn.Module | None) -> di
 
 
 class TokenCodec:
-    """How tokens are kept: float16, bfloat16, or int8 with one scale a token.
+    """How tokens are kept: as they are, as float16 or bfloat16, or int8 with one scale a token.
 
     Args:
-        dtype: "float16", "bfloat16" or "int8".
+        dtype: "float16", "bfloat16", "int8" or "float32".
     """
 
-    DTYPES = ("float16", "bfloat16", "int8")
+    DTYPES = ("float16", "bfloat16", "int8", "float32")
 
     def __init__(self, dtype: str) -> None:
         if dtype not in self.DTYPES:
@@ -96,7 +101,9 @@ class TokenCodec:
     @property
     def kept(self) -> npt.DTypeLike:
         """dtype of the array "tokens"; numpy knows no bfloat16, so its bits are kept."""
-        return {"float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}[self.dtype]
+        if self.dtype == "bfloat16":
+            return np.uint16
+        return np.dtype(self.dtype)
 
     def bytes_per_token(self, width: int) -> int:
         """Bytes that one token of a stream takes."""
@@ -119,7 +126,7 @@ class TokenCodec:
             held = values.to(torch.bfloat16)
             arrays = {"tokens": held.view(torch.uint16).numpy()}
         else:
-            held = values.to(torch.float16)
+            held = values.to(torch.float32 if self.dtype == "float32" else torch.float16)
             arrays = {"tokens": held.numpy()}
         if not torch.isfinite(held).all():
             raise ValueError(
@@ -129,7 +136,7 @@ class TokenCodec:
         return arrays
 
     def decode(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Tensor:
-        """Inverse of `encode` on any leading shape: float16, or bfloat16 where kept as such."""
+        """Inverse of `encode` on any leading shape: float16, or the float type it is kept in."""
         tokens = torch.from_numpy(arrays["tokens"])
         if self.dtype == "int8":
             return (tokens.float() * torch.from_numpy(arrays["scale"]).float()[..., None]).half()

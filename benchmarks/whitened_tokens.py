@@ -1,0 +1,115 @@
+"""What kept whitened tokens save: `python -m benchmarks.whitened_tokens`.
+
+The data, tokens and first labels are those of an experiment (avt_policy unless another is named;
+its overrides follow). A training and the scoring of the pool by what it made, from the tokens of
+the cache and from whitened ones that are kept, in turns on one thread. Prints the CPU seconds of
+each, the ratio, and whether both ended with the same weights and vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Timing, clocked
+from launch.stages.clips import first_clips, gold_clips
+from launch.stages.run_folder import RunFolder
+from launch.stages.settings import Settings
+from launch.stages.shared import Shared, prepare_shared, train_stage
+from launch.stages.shortlist import embed_scored
+from lsb.store import Store
+from vlmae.checkpoint import CHECKPOINT
+from vlmae.config import compose_config
+from vlmae.data.token_table import widths
+
+WIDE, KEPT = "tokens of the cache", "whitened, kept"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m benchmarks.whitened_tokens"
+    )
+    parser.add_argument("--experiment", default="avt_policy")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("overrides", nargs="*", help="of the experiment")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    overrides = [f"experiment={options.experiment}", "name=whitened_tokens", *options.overrides]
+    settings = {
+        name: Settings.from_config(compose_config("round", [*overrides, keep]))
+        for name, keep in (
+            (WIDE, "whitening.keep_tokens=false"),
+            (KEPT, "whitening.keep_tokens=true"),
+        )
+    }
+    shared = {
+        name: prepare_shared(one, RunFolder(one.folder / str(number), {}), _tell)
+        for number, (name, one) in enumerate(settings.items())
+    }
+    trained: dict[str, list[Timing]] = {name: [] for name in settings}
+    scored: dict[str, list[Timing]] = {name: [] for name in settings}
+    equal = True
+    for turn in range(options.turns + 1):
+        ends = {}
+        for name, one in settings.items():
+            before = len(trained[name])
+            ends[name] = _turn(one, shared[name], turn, trained[name], scored[name])
+            if not turn:  # the first warms up
+                del trained[name][before:], scored[name][before:]
+        equal = equal and ends[WIDE] == ends[KEPT]
+        _tell(f"turn {turn} of {options.turns}")
+    table = Table(title=f"CPU seconds, median of {options.turns} turns, one thread")
+    labels = trained[WIDE][0].items
+    for column in ("from", f"training, {labels} labels", "scoring the pool"):
+        table.add_column(column, justify="left" if column == "from" else "right")
+    for name in settings:
+        table.add_row(name, *(f"{_median(turns[name]):.2f}" for turns in (trained, scored)))
+    table.add_row("ratio", *(_ratio(turns) for turns in (trained, scored)))
+    console = Console()
+    console.print(table)
+    columns = widths(shared[WIDE].source.streams)
+    console.print(f"columns: {columns} in the cache, {settings[WIDE].model['components']} kept")
+    console.print(f"the same weights and vectors, bit for bit: {'yes' if equal else 'no'}")
+
+
+def _turn(
+    settings: Settings, shared: Shared, seed: int, trained: list[Timing], scored: list[Timing]
+) -> tuple[bytes, bytes]:
+    """Train and score among stages of their own; returns the weights, and ids and vectors."""
+    with tempfile.TemporaryDirectory(dir=settings.runs) as folder:
+        own = replace(settings, runs=Path(folder), train=replace(settings.train, seed=seed))
+        labelled, gold = first_clips(own, shared.truth), gold_clips(own, shared.truth)
+        with clocked(trained, labelled.num_rows):
+            model = train_stage(own, shared, labelled, gold)
+        with clocked(scored, shared.truth.num_rows):
+            made = embed_scored(own, shared, model, "pool", None)
+        store = Store.open(made.path, verify=False)
+        vectors = b"".join(part.vectors().tobytes() for part in store.parts)
+        return (model.path / CHECKPOINT).read_bytes(), store.ids.tobytes() + vectors
+
+
+def _median(turns: list[Timing]) -> float:
+    return statistics.median(turn.cpu for turn in turns)
+
+
+def _ratio(turns: dict[str, list[Timing]]) -> str:
+    """Median over turns of the ratio within a turn, with the smallest and the largest."""
+    ratios = [one.cpu / two.cpu for one, two in zip(turns[WIDE], turns[KEPT], strict=True)]
+    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
