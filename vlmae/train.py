@@ -170,7 +170,7 @@ def training_of(
     prefix = build("prefix", PrefixConfig, values["prefix"])
     if cached is not None:
         keep_them = partial(keep_whitened, root, source, whitened, processes=prefix.processes)
-        source = WhitenedTokens(cached.cache.stage, ranks.once(keep_them))
+        source = WhitenedTokens(cached.cache, ranks.once(keep_them))
     return Training(
         source=source,
         whitened=whitened,

@@ -83,7 +83,7 @@ def prepare_shared(settings: Settings, folder: RunFolder, say: Say) -> Shared:
     if settings.whitening["keep_tokens"]:
         processes = settings.prefix.processes
         kept = keep_whitened(settings.stages, source, whitened, processes=processes)
-        tokens = WhitenedTokens(cache, folder.use(kept))
+        tokens = WhitenedTokens(source.cache, folder.use(kept))
     truth = in_source(truth, source)  # nobody can label what cannot be decoded
     seconds = {"prepare": data.seconds, "cache": cache.seconds, "whiten": whitened.seconds}
     return Shared(data, source, whitened, tokens, truth, seconds, settings.data.labels_hash())

@@ -17,7 +17,12 @@ CLIPS, SHARD = 80, 16
 LABELLED, GOLD = range(0, 64, 4), range(64, CLIPS)
 EPOCHS, EVERY, ROUNDS, BUDGET = 5, 2, 2, 7
 TASKS = ("relevance", "clickbait")
-ZERO3 = ("strategy=zero3", "strategy.bucket_size=2000", "strategy.persist_below=0")
+ZERO3 = (
+    "strategy=zero3",
+    "strategy.bucket_size=2000",
+    "strategy.persist_below=0",
+    "whitening.keep_tokens=true",  # under DDP models read the tokens of the cache
+)
 
 
 def write_world(root: Path) -> None:

@@ -69,14 +69,10 @@ def test_nothing_of_the_clip_remains_and_every_other_clip_does(world: World, mad
     assert RangeReader(world.root / world.data.path.name).read(*places) == RangeReader(
         made.root / made.data.path.name
     ).read(*places)
-    caches: list[tuple[PrefixCache, PrefixCache]] = [
-        (PrefixCache(world.stage(world.cache)), PrefixCache(made.cache)),
-        (
-            WhitenedCache(world.stage(world.cache), world.stage(world.kept)),
-            WhitenedCache(made.cache, made.kept),
-        ),
-    ]
-    for new, old in caches:
+    wide = PrefixCache(world.stage(world.cache)), PrefixCache(made.cache)
+    stages = world.stage(world.kept), made.kept
+    kept = [WhitenedCache(*each) for each in zip(wide, stages, strict=True)]
+    for new, old in (wide, kept):
         for stream in ("image", "text", "audio"):
             one = new.batch(new.rows_of(new.ids), stream)
             other = old.batch(old.rows_of(new.ids), stream)

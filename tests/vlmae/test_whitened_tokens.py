@@ -28,7 +28,7 @@ TrainIn = Callable[..., Stage]
 @pytest.fixture(scope="module")
 def kept(stages: Path, source: CachedTokens, whitened: Stage) -> WhitenedTokens:
     stage = keep_whitened(stages, source, whitened, processes=2)
-    return WhitenedTokens(source.cache.stage, stage)
+    return WhitenedTokens(source.cache, stage)
 
 
 def test_they_are_the_tokens_of_the_cache_whitened(

@@ -40,12 +40,13 @@ class WhitenedCache(PrefixCache):
     """The clips of a cache with their whitened tokens: a `TokenTable`.
 
     Args:
-        cache: finished stage of the tokens.
+        cache: of the tokens, whose rows are shared.
         whitened: what `keep_whitened` has made of it.
     """
 
-    def __init__(self, cache: Stage, whitened: Stage) -> None:
-        super().__init__(cache)
+    def __init__(self, cache: PrefixCache, whitened: Stage) -> None:
+        vars(self).update(vars(cache))  # of millions of clips, rows are not read and kept twice
+        self._maps = {}
         self.codec = TokenCodec(DTYPE)
         self._folder = whitened.path
         self._widths = dict.fromkeys(self._widths, whitened.manifest["config"]["components"])
@@ -62,11 +63,11 @@ class WhitenedTokens(CachedTokens):
     Its `streams` are those of the towers: what a model is built for.
 
     Args:
-        cache: finished stage of the tokens.
+        cache: of the tokens.
         whitened: what `keep_whitened` has made of it.
     """
 
-    def __init__(self, cache: Stage, whitened: Stage) -> None:
+    def __init__(self, cache: PrefixCache, whitened: Stage) -> None:
         super().__init__(WhitenedCache(cache, whitened))
         self.whitened = whitened
         self.inputs = {**self.inputs, STAGE: whitened.content}
