@@ -20,9 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lsb.artifact import canonical, file_sha256
-from vlmae.backbones.base import tensor_sha256
 from vlmae.fusion import Fusion
-from vlmae.model import TOWERS, VlmaeModel
+from vlmae.model import VlmaeModel
 from vlmae.towers import Towers, build_suffix, build_towers
 from vlmae.tuning import tuning_config
 
@@ -153,7 +152,7 @@ def save_checkpoint(
         "model": dict(model_config),
         "towers": {name: dict(node) for name, node in towers.items()},
         "frozen": dict(frozen),
-        "tensors": _tensor_hashes(built),
+        "tensors": built.tensor_hashes(),
         "training_set": training_set,
         "thresholds": dict(thresholds),
         "objective": dict(objective or BINARY),
@@ -299,7 +298,7 @@ def _require_same_towers(
         ):
             if not isinstance(towers, Towers):
                 towers = build_towers(towers["vl"], towers["audio"])
-            altered = _altered(hashes[tower], tensor_sha256(getattr(towers, tower)))
+            altered = _altered(hashes[tower], towers.tensor_hashes()[tower])
             if altered:
                 raise ValueError(
                     f"{message}{len(altered)} of {len(hashes[tower])} frozen tensors of "
@@ -325,11 +324,6 @@ def _without_hashes(identity: Mapping[str, Any]) -> str:
 def _altered(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     names = recorded.keys() | found.keys()
     return sorted(name for name in names if recorded.get(name) != found.get(name))
-
-
-def _tensor_hashes(towers: Towers) -> dict[str, dict[str, str]]:
-    """Tower -> name -> hash of every tensor as it was loaded, in front of the cut and behind it."""
-    return {tower: tensor_sha256(getattr(towers, tower)) for tower in TOWERS}
 
 
 def _some(names: list[str]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lsb.artifact import canonical
 from vlmae.backbones import Backbone, Suffix
+from vlmae.backbones.base import tensor_sha256
 from vlmae.backbones.weightless import without_weights
 from vlmae.data.decode import Clip
 from vlmae.tokens import Tokens
@@ -100,6 +101,14 @@ class Towers(nn.Module):
         Computed once: it hashes all weights, and nothing in here ever trains.
         """
         return copy.deepcopy(self._identities)
+
+    def tensor_hashes(self) -> dict[str, dict[str, str]]:
+        """Tower -> name -> hash of every tensor as it was loaded; computed once, too."""
+        return copy.deepcopy(self._tensor_hashes)
+
+    @cached_property
+    def _tensor_hashes(self) -> dict[str, dict[str, str]]:
+        return {"vl": tensor_sha256(self.vl), "audio": tensor_sha256(self.audio)}
 
     @cached_property
     def _identities(self) -> dict[str, dict[str, Any]]:
