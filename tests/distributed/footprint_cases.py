@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,9 @@ CASES = {
 }
 
 
+LOOKS, PAUSE_S = 5, 0.2
+
+
 class Alive(Watch):
     """Bytes before the second step, when gradients and the optimiser's state are there."""
 
@@ -55,14 +59,23 @@ class Alive(Watch):
             return
         parameters = list(pl_module.model.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
-        gc.collect()  # buckets that were given back may be a part of cycles
         inner = getattr(optimizer, "optimizer", optimizer)
         state = [t for held in inner.state.values() for t in held.values() if t.numel() > 1]
         self.bytes |= {
-            "all": sum(storages([*gradients, *python_tensors()]).values()),
+            "all": min(self._all(gradients) for _ in range(LOOKS)),
             "weights": sum(storages(parameters).values()),
             "optimiser": sum(storages(state).values()),
         }
+
+    def _all(self, gradients: list[Tensor]) -> int:
+        """Bytes of all that is alive now.
+
+        Buckets that were given back may be a part of cycles, or still in the hands of the thread
+        that has sent them, where a machine is busy.
+        """
+        time.sleep(PAUSE_S)
+        gc.collect()
+        return sum(storages([*gradients, *python_tensors()]).values())
 
 
 def python_tensors() -> list[Tensor]:

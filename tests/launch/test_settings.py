@@ -131,7 +131,7 @@ def test_only_a_pool_that_is_asked_by_dropout_is_embedded_with_it(
 
     monkeypatch.setattr(shortlist, "embed_fused", embed)
     settings = Settings.from_config(compose_config("round", ["experiment=tiny", f"arm={arm}"]))
-    shared = SimpleNamespace(source=None)
+    shared = SimpleNamespace(tokens=None)
     shortlist.embed_scored(settings, shared, None, split, None)  # type: ignore[arg-type]
     assert asked == [passes]
 
