@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from vlmae.data.prefix_cache import PrefixConfig
-from vlmae.devices import device_of
+from vlmae.devices import cuda_looked_for_once, device_of
 from vlmae.embedding import EmbedConfig
 from vlmae.evaluation import EvaluateConfig
 
@@ -32,6 +33,28 @@ def test_a_gpu_that_is_not_there_is_one_clear_line() -> None:
     assert device_of("cpu", "embed.accelerator") == torch.device("cpu")
     with pytest.raises(ValueError, match=r"no CUDA device here: use embed.accelerator=cpu"):
         device_of("gpu", "embed.accelerator")
+
+
+@pytest.mark.parametrize("told", [None, "1"])
+def test_a_machine_without_gpus_is_said_to_have_none_for_as_long_as_it_lasts(
+    monkeypatch: pytest.MonkeyPatch, told: str | None
+) -> None:
+    name = "CUDA_VISIBLE_DEVICES"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv(name, raising=False)
+    if told is not None:  # what the launcher has said stays
+        monkeypatch.setenv(name, told)
+    with pytest.raises(RuntimeError, match="a step"), cuda_looked_for_once():
+        assert os.environ[name] == (told or "")
+        raise RuntimeError("a step failed")
+    assert os.environ.get(name) == told
+
+
+def test_gpus_that_are_there_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with cuda_looked_for_once():
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 @pytest.mark.gpu
