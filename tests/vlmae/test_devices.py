@@ -44,9 +44,14 @@ def test_a_machine_without_gpus_is_said_to_have_none_for_as_long_as_it_lasts(
     monkeypatch.delenv(name, raising=False)
     if told is not None:  # what the launcher has said stays
         monkeypatch.setenv(name, told)
-    with pytest.raises(RuntimeError, match="a step"), cuda_looked_for_once():
+
+    @cuda_looked_for_once()
+    def step() -> None:
         assert os.environ[name] == (told or "")
         raise RuntimeError("a step failed")
+
+    with pytest.raises(RuntimeError, match="a step failed"):
+        step()
     assert os.environ.get(name) == told
 
 
