@@ -14,7 +14,7 @@ from lsb.files import fingerprint
 from vlmae.data.index import INDEX_ENDING
 
 Manifest = Mapping[str, Any]
-SOURCES = ("data", "prefix", "cache", "whitened")
+SOURCES = ("data", "prefix", "cache")
 
 
 def shard_key(

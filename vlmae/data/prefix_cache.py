@@ -259,7 +259,7 @@ def _spec(prefix: Prefix) -> dict[str, Any]:
             shard,
             (
                 *(array_file(shard, name, array) for name in streams for array in codec.files),
-                f"{shard}.rows.parquet",
+                rows_file(shard),
                 f"{shard}.quarantine.parquet",
             ),
             partial(_cache_shard, prefix, shard),
@@ -284,6 +284,11 @@ def array_file(shard: str, stream: str, array: str) -> str:
     return f"{shard}.{stream}.npy" if array == "tokens" else f"{shard}.{stream}.{array}.npy"
 
 
+def rows_file(shard: str) -> str:
+    """Name of the file that says where each clip's tokens are."""
+    return f"{shard}.rows.parquet"
+
+
 def _cache_shard(prefix: Prefix, shard: str, output: Path) -> Counts:
     encoded = prefix.encode(shard)
     codec = TokenCodec(prefix.config.dtype)
@@ -297,7 +302,7 @@ def _cache_shard(prefix: Prefix, shard: str, output: Path) -> Counts:
         flat = torch.cat(values) if values else torch.zeros(0, width)
         for array, kept in codec.encode(flat).items():
             np.save(output / array_file(shard, stream, array), kept)
-    pq.write_table(rows, output / f"{shard}.rows.parquet")
+    pq.write_table(rows, output / rows_file(shard))
     pq.write_table(encoded.quarantine, output / f"{shard}.quarantine.parquet")
     return encoded.counts
 
@@ -323,7 +328,7 @@ class PrefixCache:
         self._widths = widths(self.streams)
         self._folder = stage.path
         self._shards = list(stage.manifest["parts"])
-        tables = [pq.read_table(stage.path / f"{shard}.rows.parquet") for shard in self._shards]
+        tables = [pq.read_table(stage.path / rows_file(shard)) for shard in self._shards]
         # In one piece: rows are taken from it once a shard, and looking for theirs costs as much as
         # there are pieces.
         self.rows: pa.Table = pa.concat_tables(tables).combine_chunks()

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from lsb.arrays import map_array
 from lsb.artifact import Counts, Part, Stage, fingerprint, run_stage
-from vlmae.data.prefix_cache import PrefixCache, array_file
+from vlmae.data.prefix_cache import PrefixCache, array_file, rows_file
 from vlmae.data.token_source import CachedTokens, TokenSource
 from vlmae.data.token_table import Rows, TokenCodec
 from vlmae.data.whitening import read_whitening
 from vlmae.tokens import Tokens
-from vlmae.towers import build_suffix
+from vlmae.towers import build_towers
 
 STAGE = "whitened"
 DTYPE = "float32"
@@ -104,7 +104,7 @@ def keep_whitened(
         parts=[
             Part(
                 shard,
-                (*(array_file(shard, stream, "tokens") for stream in maps), _rows_file(shard)),
+                (*(array_file(shard, stream, "tokens") for stream in maps), rows_file(shard)),
                 partial(_whiten_shard, cache.stage.path, cache.codec, maps, shard),
             )
             for shard in cache.stage.manifest["parts"]
@@ -124,16 +124,12 @@ def require_keepable(source: TokenSource) -> CachedTokens:
             "whitening.keep_tokens=true keeps what is made of a cache, and there is none: run "
             "python -m vlmae.cache first, or set whitening.keep_tokens=false"
         )
-    if build_suffix(source.towers["vl"], source.towers["audio"]) is not None:
+    if len(build_towers(source.towers["vl"], source.towers["audio"]).suffix_modules()):
         raise ValueError(
             "whitening.keep_tokens=true, but blocks of a tower lie behind the cache, which train "
             "or are hooked into: set whitening.keep_tokens=false"
         )
     return source
-
-
-def _rows_file(shard: str) -> str:
-    return f"{shard}.rows.parquet"
 
 
 def _whiten_shard(
@@ -148,5 +144,5 @@ def _whiten_shard(
             tokens = codec.decode({name: np.array(array[some]) for name, array in kept.items()})
             whitened[some] = (tokens.float() - mean) @ mapping
         np.save(output / array_file(shard, stream, "tokens"), whitened)
-    shutil.copyfile(cache / _rows_file(shard), output / _rows_file(shard))
-    return {"clips": pq.read_metadata(output / _rows_file(shard)).num_rows}
+    shutil.copyfile(cache / rows_file(shard), output / rows_file(shard))
+    return {"clips": pq.read_metadata(output / rows_file(shard)).num_rows}
