@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Timing, clocked
+from benchmarks.measure import Timing, interleave
 from launch.stages.clips import first_clips, gold_clips
 from launch.stages.run_folder import RunFolder
 from launch.stages.settings import Settings
 from launch.stages.shared import Shared, prepare_shared, train_stage
 from launch.stages.shortlist import embed_scored
+from lsb.artifact import Stage
 from lsb.store import Store
 from vlmae.checkpoint import CHECKPOINT
 from vlmae.config import compose_config
@@ -55,18 +57,18 @@ def main() -> None:
         name: prepare_shared(one, RunFolder(one.folder / str(number), {}), _tell)
         for number, (name, one) in enumerate(settings.items())
     }
-    trained: dict[str, list[Timing]] = {name: [] for name in settings}
-    scored: dict[str, list[Timing]] = {name: [] for name in settings}
-    equal = True
-    for turn in range(options.turns + 1):
-        ends = {}
-        for name, one in settings.items():
-            before = len(trained[name])
-            ends[name] = _turn(one, shared[name], turn, trained[name], scored[name])
-            if not turn:  # the first warms up
-                del trained[name][before:], scored[name][before:]
-        equal = equal and ends[WIDE] == ends[KEPT]
-        _tell(f"turn {turn} of {options.turns}")
+    with ExitStack() as folders:
+        paths = {
+            name: _Path(
+                one,
+                shared[name],
+                Path(folders.enter_context(tempfile.TemporaryDirectory(dir=one.runs))),
+            )
+            for name, one in settings.items()
+        }
+        trained = interleave({name: path.train for name, path in paths.items()}, options.turns)
+        scored = interleave({name: path.score for name, path in paths.items()}, options.turns)
+        equal = paths[WIDE].made() == paths[KEPT].made()
     table = Table(title=f"CPU seconds, median of {options.turns} turns, one thread")
     labels = trained[WIDE][0].items
     for column in ("from", f"training, {labels} labels", "scoring the pool"):
@@ -81,20 +83,39 @@ def main() -> None:
     console.print(f"the same weights and vectors, bit for bit: {'yes' if equal else 'no'}")
 
 
-def _turn(
-    settings: Settings, shared: Shared, seed: int, trained: list[Timing], scored: list[Timing]
-) -> tuple[bytes, bytes]:
-    """Train and score among stages of their own; returns the weights, and ids and vectors."""
-    with tempfile.TemporaryDirectory(dir=settings.runs) as folder:
-        own = replace(settings, runs=Path(folder), train=replace(settings.train, seed=seed))
-        labelled, gold = first_clips(own, shared.truth), gold_clips(own, shared.truth)
-        with clocked(trained, labelled.num_rows):
-            model = train_stage(own, shared, labelled, gold)
-        with clocked(scored, shared.truth.num_rows):
-            made = embed_scored(own, shared, model, "pool", None)
-        store = Store.open(made.path, verify=False)
-        vectors = b"".join(part.vectors().tobytes() for part in store.parts)
-        return (model.path / CHECKPOINT).read_bytes(), store.ids.tobytes() + vectors
+class _Path:
+    """Trainings of one seed after the other, and the stores that their models make of the pool."""
+
+    def __init__(self, settings: Settings, shared: Shared, runs: Path) -> None:
+        self.settings, self.shared = replace(settings, runs=runs), shared
+        self.labelled = first_clips(settings, shared.truth)
+        self.gold = gold_clips(settings, shared.truth)
+        self.models: list[Stage] = []
+        self.stores: list[Stage] = []
+
+    def train(self) -> int:
+        """One training; returns its labels."""
+        config = replace(self.settings.train, seed=len(self.models))
+        own = replace(self.settings, train=config)
+        self.models.append(train_stage(own, self.shared, self.labelled, self.gold))
+        return self.labelled.num_rows
+
+    def score(self) -> int:
+        """One scoring; returns its clips."""
+        model = self.models[len(self.stores)]
+        self.stores.append(embed_scored(self.settings, self.shared, model, "pool", None))
+        return self.stores[-1].counts["rows"]
+
+    def made(self) -> list[tuple[bytes, bytes]]:
+        """Of each turn: the weights, and ids and vectors."""
+        stores = [Store.open(stage.path, verify=False) for stage in self.stores]
+        return [
+            (
+                (model.path / CHECKPOINT).read_bytes(),
+                store.ids.tobytes() + b"".join(part.vectors().tobytes() for part in store.parts),
+            )
+            for model, store in zip(self.models, stores, strict=True)
+        ]
 
 
 def _median(turns: list[Timing]) -> float:
