@@ -33,8 +33,9 @@ def test_a_quick_run_is_kept_goes_on_and_is_put_into_the_document(
     for row in rows:
         assert row["recall"] >= 0.98
         assert row["differences"] == 0 or row["method"] == "HNSW32"
-    assert (rows[1]["ratio_total"], rows[1]["build_s"]) == (1.0, 0.0)
-    assert rows[4]["build_s"] > 0, "building of an index is counted"
+    assert rows[1]["ratio_total"] == 1.0
+    # What builds nothing may still be told a millisecond, of the thread that watches memory.
+    assert rows[1]["build_s"] < rows[4]["build_s"], "building of an index is counted"
 
     def absent(name: str) -> str:
         raise venvs.MissingError("not installed: no wheel of scann")
