@@ -107,7 +107,8 @@ def test_seeds_by_rank_say_their_rank() -> None:
     assert [(row["key"], row["score"]) for row in found] == [("wrong", 1.0)]
 
 
-@given(st.integers(0, 1000), st.floats(0.2, 8.0))
+# Much colder, the largest logits of this test are all 1.0 in float64, and share a rank.
+@given(st.integers(0, 1000), st.floats(0.5, 8.0))
 def test_a_temperature_changes_no_rank(number: int, temperature: float) -> None:
     random = np.random.default_rng(number)
     z = random.normal(size=40).round(2) * 3
