@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
@@ -107,13 +107,14 @@ def test_seeds_by_rank_say_their_rank() -> None:
     assert [(row["key"], row["score"]) for row in found] == [("wrong", 1.0)]
 
 
-# Much colder, the largest logits of this test are all 1.0 in float64, and share a rank.
-@given(st.integers(0, 1000), st.floats(0.5, 8.0))
+@given(st.integers(0, 1000), st.floats(0.2, 8.0))
 def test_a_temperature_changes_no_rank(number: int, temperature: float) -> None:
     random = np.random.default_rng(number)
     z = random.normal(size=40).round(2) * 3
     label = random.integers(-1, 2, 40).astype(np.int8)
     raw, cold = expit(z), expit(z / temperature)
+    # The largest logits may all become 1.0 in float64, and then they do share a rank.
+    assume(len(np.unique(cold)) == len(np.unique(raw)))
     threshold = 0.4
     moved = float(expit(logit(threshold) / temperature))
     np.testing.assert_array_equal(
